@@ -1,0 +1,1 @@
+//! Benchmarks of the lookup path, the planner and the token path.

@@ -1,0 +1,3 @@
+//! identity-controller
+
+fn main() {}

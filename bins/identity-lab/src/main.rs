@@ -1,0 +1,3 @@
+//! identity-lab
+
+fn main() {}

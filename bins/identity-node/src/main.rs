@@ -1,0 +1,3 @@
+//! identity-node
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! identityctl
+
+fn main() {}

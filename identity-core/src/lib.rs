@@ -1,0 +1,7 @@
+//! The engine of pod identity: what is assigned, who is calling, may they.
+//!
+//! Everything outside the feature `runtime` is pure: no I/O, no clock (time is an argument), no randomness; effects are
+//! returned as data.
+
+pub mod lookup;
+pub mod pod;

@@ -1,0 +1,162 @@
+//! What is asked and what is answered.
+
+use std::{net::IpAddr, sync::Arc};
+
+use identity_crd::IdentityType;
+use jiff::Timestamp;
+
+use crate::pod::PodRef;
+
+/// Who asks: the peer address of the connection, and the pod the connection began with, if it has been told.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// Peer address.
+    pub address: IpAddr,
+    /// UID of the pod that an earlier request on this connection was decided for.
+    pub pinned: Option<&'a str>,
+}
+
+/// Which identity a request names. Values are compared without ASCII case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestedIdentity<'a> {
+    /// None: highest weight, else the sole one, else an error.
+    Default,
+    /// `client_id`.
+    ClientId(&'a str),
+    /// `object_id`.
+    ObjectId(&'a str),
+    /// `msi_res_id` or `mi_res_id`.
+    ResourceId(&'a str),
+}
+
+/// A token request, reduced to what the decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// `resource`, as sent.
+    pub resource: &'a str,
+    /// Which identity.
+    pub identity: RequestedIdentity<'a>,
+}
+
+/// What may be done with a request.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// A token may be issued.
+    Allow(Allow),
+    /// Not yet: hold the request until the snapshot changes, for a bounded time.
+    Wait(Wait),
+    /// Refused.
+    Deny(Deny),
+}
+
+/// Permission for one token.
+#[derive(Clone, Debug)]
+pub struct Allow {
+    /// The calling pod.
+    pub pod: Arc<PodRef>,
+    /// On what ground.
+    pub source: Source,
+    /// No answer may claim a lifetime past this instant.
+    pub until: Option<Timestamp>,
+}
+
+/// On what ground a token is issued.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An assignment.
+    Assignment(Arc<Assignment>),
+}
+
+/// An object in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ObjectRef {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// UID, empty when the source has none.
+    pub uid: Arc<str>,
+    /// `metadata.generation`, 0 when the source has none.
+    pub generation: i64,
+}
+
+/// One identity assigned to one pod through one binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The `AzureAssignedIdentity`.
+    pub object: ObjectRef,
+    /// UID of the pod it is for.
+    pub pod_uid: Arc<str>,
+    /// The binding.
+    pub binding: ObjectRef,
+    /// The binding's weight.
+    pub weight: i32,
+    /// The binding's audiences; empty = any.
+    pub binding_audiences: Box<[Box<str>]>,
+    /// The identity.
+    pub identity: Arc<Identity>,
+    /// Whether it may be used already (`status.status` is `Assigned`).
+    pub ready: bool,
+}
+
+/// An `AzureIdentity`, as a node needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The `AzureIdentity`.
+    pub object: ObjectRef,
+    /// What backs it.
+    pub kind: IdentityType,
+    /// `clientID`.
+    pub client_id: Option<Box<str>>,
+    /// `objectID`.
+    pub object_id: Option<Box<str>>,
+    /// `resourceID`.
+    pub resource_id: Option<Box<str>>,
+    /// `tenantID`.
+    pub tenant_id: Option<Box<str>>,
+    /// `adEndpoint`.
+    pub authority: Option<Box<str>>,
+    /// `clientPassword`, the namespace filled in.
+    pub secret: Option<SecretKeyRef>,
+    /// `audiences`; empty = any.
+    pub audiences: Box<[Box<str>]>,
+}
+
+/// A Secret, or a key in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SecretKeyRef {
+    /// Namespace.
+    pub namespace: Box<str>,
+    /// Name.
+    pub name: Box<str>,
+    /// Key; which keys are looked for when absent depends on the identity's type.
+    pub key: Option<Box<str>>,
+}
+
+/// What a request waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// No pod has this address yet.
+    UnknownAddress,
+    /// More than one pod has this address.
+    AmbiguousAddress,
+    /// A binding selects the pod, its assignment has yet to come or to become usable.
+    Assignment(Arc<PodRef>),
+}
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deny {
+    /// The address belongs to the node itself or to a host-network pod.
+    HostNetwork,
+    /// The address now belongs to another pod than the connection began with.
+    AddressChangedHands,
+    /// No binding selects the pod.
+    NoBinding(Arc<PodRef>),
+    /// The pod has assignments, but none for the identity that the request names.
+    IdentityNotFound(Arc<PodRef>),
+    /// The request names no identity and several have the highest weight.
+    MultipleIdentities(Arc<PodRef>),
+    /// The identity or the binding does not allow this resource.
+    Audience(Arc<PodRef>, Arc<Assignment>),
+}

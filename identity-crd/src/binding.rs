@@ -1,0 +1,67 @@
+//! `AzureIdentityBinding`: which pods may use an identity.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::Condition;
+
+/// Gives the pods it selects the use of one `AzureIdentity` of its namespace.
+///
+/// `selector`, `podSelector` and `serviceAccounts` are ANDed; a binding that gives none of them selects nothing.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "aadpodidentity.k8s.io",
+    version = "v1",
+    kind = "AzureIdentityBinding",
+    plural = "azureidentitybindings",
+    singular = "azureidentitybinding",
+    namespaced,
+    status = "AzureIdentityBindingStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn = r#"{"name":"AzureIdentity","type":"string","jsonPath":".spec.azureIdentity"}"#,
+    printcolumn = r#"{"name":"Selector","type":"string","jsonPath":".spec.selector"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureIdentityBindingSpec {
+    /// Name of the `AzureIdentity`, in the binding's own namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub azure_identity: Option<String>,
+
+    /// Value of the pod label `aadpodidbinding`, compared for equality.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+
+    /// Which identity a request that names none gets: the highest weight wins. Absent means 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<i32>,
+
+    /// Label selector over the pod's labels. Present but empty selects nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
+
+    /// Names of service accounts, one of which the pod must run as. An empty list is as if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_accounts: Option<Vec<String>>,
+
+    /// The only resources (audiences) that pods may ask for through this binding; empty or absent = any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audiences: Option<Vec<String>>,
+}
+
+/// What the controller last saw of a binding.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureIdentityBindingStatus {
+    /// Unused; kept for the predecessor's objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_replicas: Option<i32>,
+    /// `Valid`: the spec means something; `IdentityFound`: the identity exists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Number of pods that the binding selects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched_pods: Option<i32>,
+}

@@ -1,0 +1,150 @@
+//! `AzureIdentity`: which Entra identity, and what backs it.
+
+use std::fmt;
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::Condition;
+
+/// What backs an identity; the wire form is the predecessor's integer `spec.type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum IdentityType {
+    /// 0: a user-assigned managed identity, asked for at the node's own IMDS.
+    #[default]
+    UserAssignedManagedIdentity,
+    /// 1: a service principal with a client secret.
+    ServicePrincipal,
+    /// 2: a service principal with a certificate.
+    ServicePrincipalCertificate,
+}
+
+impl IdentityType {
+    /// The integer in `spec.type`.
+    pub const fn as_i32(self) -> i32 {
+        match self {
+            Self::UserAssignedManagedIdentity => 0,
+            Self::ServicePrincipal => 1,
+            Self::ServicePrincipalCertificate => 2,
+        }
+    }
+
+    /// The variant of an integer, `None` when this version does not know it.
+    pub const fn from_i32(n: i32) -> Option<Self> {
+        match n {
+            0 => Some(Self::UserAssignedManagedIdentity),
+            1 => Some(Self::ServicePrincipal),
+            2 => Some(Self::ServicePrincipalCertificate),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for IdentityType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UserAssignedManagedIdentity => "user-assigned managed identity",
+            Self::ServicePrincipal => "service principal with secret",
+            Self::ServicePrincipalCertificate => "service principal with certificate",
+        })
+    }
+}
+
+/// An Entra identity that pods may be given through an `AzureIdentityBinding`.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "aadpodidentity.k8s.io",
+    version = "v1",
+    kind = "AzureIdentity",
+    plural = "azureidentities",
+    singular = "azureidentity",
+    namespaced,
+    status = "AzureIdentityStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn = r#"{"name":"Type","type":"string","jsonPath":".spec.type"}"#,
+    printcolumn = r#"{"name":"ClientID","type":"string","jsonPath":".spec.clientID"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureIdentitySpec {
+    /// 0 user-assigned managed identity, 1 service principal with secret, 2 service principal with certificate.
+    /// Absent means 0.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub type_: Option<i32>,
+
+    /// ARM id of the user-assigned managed identity (type 0).
+    #[serde(rename = "resourceID", default, skip_serializing_if = "Option::is_none")]
+    pub resource_id: Option<String>,
+
+    /// Client (application) id.
+    #[serde(rename = "clientID", default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+
+    /// Object (principal) id, for requests that name the identity by `object_id`.
+    #[serde(rename = "objectID", default, skip_serializing_if = "Option::is_none")]
+    pub object_id: Option<String>,
+
+    /// Secret that holds the client secret (type 1) or the certificate (type 2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_password: Option<SecretReference>,
+
+    /// Directory (tenant) id of the service principal (types 1 and 2).
+    #[serde(rename = "tenantID", default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+
+    /// Further tenants (type 1); kept for the predecessor's objects.
+    #[serde(rename = "auxiliaryTenantIDs", default, skip_serializing_if = "Option::is_none")]
+    pub auxiliary_tenant_ids: Option<Vec<String>>,
+
+    /// Authority (Entra) endpoint, `https://login.microsoftonline.com/` when absent (types 1 and 2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ad_endpoint: Option<String>,
+
+    /// Unused by the predecessor and here; kept so that existing objects round-trip.
+    #[serde(rename = "adResourceID", default, skip_serializing_if = "Option::is_none")]
+    pub ad_resource_id: Option<String>,
+
+    /// Unused by the predecessor and here; kept so that existing objects round-trip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+
+    /// The only resources (audiences) that may be asked for; empty or absent = any. One trailing slash is ignored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audiences: Option<Vec<String>>,
+}
+
+impl AzureIdentitySpec {
+    /// The identity's type, `None` when `spec.type` is one this version does not know.
+    pub fn identity_type(&self) -> Option<IdentityType> {
+        IdentityType::from_i32(self.type_.unwrap_or(0))
+    }
+}
+
+/// Where a credential is found.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretReference {
+    /// Name of the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Namespace of the Secret; the identity's own when absent, and no other unless matching is cluster-wide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Key in the Secret. When absent, type 1 needs a Secret with one key (or one named `clientSecret`), and type 2
+    /// the keys `certificate` and, for PKCS#12, `password`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// What the controller last saw of an identity.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureIdentityStatus {
+    /// Unused; kept for the predecessor's objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_replicas: Option<i32>,
+    /// `Valid`: the spec means something; `CredentialReady`: what backs the identity is there and readable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
