@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::Condition;
+use crate::{Condition, rules};
 
 /// Gives the pods it selects the use of one `AzureIdentity` of its namespace.
 ///
@@ -24,13 +24,25 @@ use crate::Condition;
     printcolumn = r#"{"name":"Selector","type":"string","jsonPath":".spec.selector"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
+#[x_kube(
+    validation = rules::AZURE_IDENTITY.rule(),
+    validation = rules::SELECTOR.rule(),
+    validation = rules::WEIGHT.rule(),
+    validation = rules::POD_SELECTOR.rule(),
+    validation = rules::POD_SELECTOR_LABELS.rule(),
+    validation = rules::POD_SELECTOR_EXPRESSIONS.rule(),
+    validation = rules::SERVICE_ACCOUNTS.rule(),
+    validation = rules::AUDIENCES.rule()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct AzureIdentityBindingSpec {
     /// Name of the `AzureIdentity`, in the binding's own namespace.
+    #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub azure_identity: Option<String>,
 
     /// Value of the pod label `aadpodidbinding`, compared for equality.
+    #[schemars(length(max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
 
@@ -39,14 +51,17 @@ pub struct AzureIdentityBindingSpec {
     pub weight: Option<i32>,
 
     /// Label selector over the pod's labels. Present but empty selects nothing.
+    #[schemars(schema_with = "pod_selector")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
 
     /// Names of service accounts, one of which the pod must run as. An empty list is as if absent.
+    #[schemars(length(max = 64), inner(length(max = 253)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_accounts: Option<Vec<String>>,
 
     /// The only resources (audiences) that pods may ask for through this binding; empty or absent = any.
+    #[schemars(length(max = 64), inner(length(max = 512)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audiences: Option<Vec<String>>,
 }
@@ -59,9 +74,47 @@ pub struct AzureIdentityBindingStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_replicas: Option<i32>,
     /// `Valid`: the spec means something; `IdentityFound`: the identity exists.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Number of pods that the binding selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matched_pods: Option<i32>,
+}
+
+/// The schema of `meta/v1` LabelSelector with the bounds that let the API server estimate the cost of the rules.
+fn pod_selector(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "description": "Label selector over the pod's labels. Present but empty selects nothing.",
+        "type": "object",
+        "nullable": true,
+        "properties": {
+            "matchLabels": {
+                "description": "Labels that the pod must have, all of them.",
+                "type": "object",
+                "maxProperties": rules::MAX_SELECTOR_TERMS,
+                "additionalProperties": {"type": "string", "maxLength": rules::MAX_LABEL},
+            },
+            "matchExpressions": {
+                "description": "Conditions on the pod's labels, all of which must hold.",
+                "type": "array",
+                "maxItems": rules::MAX_SELECTOR_TERMS,
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": {"description": "Key of the label.", "type": "string", "maxLength": 317},
+                        "operator": {
+                            "description": "In, NotIn, Exists or DoesNotExist.", "type": "string", "maxLength": 63},
+                        "values": {
+                            "description": "For In and NotIn: the values.",
+                            "type": "array",
+                            "maxItems": rules::MAX_SELECTOR_TERMS,
+                            "items": {"type": "string", "maxLength": rules::MAX_LABEL},
+                        },
+                    },
+                },
+            },
+        },
+    })
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::Condition;
+use crate::{Condition, rules};
 
 /// What backs an identity; the wire form is the predecessor's integer `spec.type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -66,6 +66,22 @@ impl fmt::Display for IdentityType {
     printcolumn = r#"{"name":"ClientID","type":"string","jsonPath":".spec.clientID"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
+#[x_kube(
+    validation = rules::TYPE.rule(),
+    validation = rules::RESOURCE_ID.rule(),
+    validation = rules::CLIENT_ID.rule(),
+    validation = rules::CLIENT_ID_FORM.rule(),
+    validation = rules::OBJECT_ID_FORM.rule(),
+    validation = rules::TENANT_ID.rule(),
+    validation = rules::TENANT_ID_FORM.rule(),
+    validation = rules::AUXILIARY_TENANTS.rule(),
+    validation = rules::PASSWORD.rule(),
+    validation = rules::PASSWORD_NAME_FORM.rule(),
+    validation = rules::PASSWORD_NAMESPACE_FORM.rule(),
+    validation = rules::PASSWORD_KEY_FORM.rule(),
+    validation = rules::AD_ENDPOINT.rule(),
+    validation = rules::AUDIENCES.rule()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct AzureIdentitySpec {
     /// 0 user-assigned managed identity, 1 service principal with secret, 2 service principal with certificate.
@@ -74,14 +90,17 @@ pub struct AzureIdentitySpec {
     pub type_: Option<i32>,
 
     /// ARM id of the user-assigned managed identity (type 0).
+    #[schemars(length(max = 512))]
     #[serde(rename = "resourceID", default, skip_serializing_if = "Option::is_none")]
     pub resource_id: Option<String>,
 
     /// Client (application) id.
+    #[schemars(length(max = 256))]
     #[serde(rename = "clientID", default, skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
 
     /// Object (principal) id, for requests that name the identity by `object_id`.
+    #[schemars(length(max = 256))]
     #[serde(rename = "objectID", default, skip_serializing_if = "Option::is_none")]
     pub object_id: Option<String>,
 
@@ -90,14 +109,17 @@ pub struct AzureIdentitySpec {
     pub client_password: Option<SecretReference>,
 
     /// Directory (tenant) id of the service principal (types 1 and 2).
+    #[schemars(length(max = 256))]
     #[serde(rename = "tenantID", default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<String>,
 
     /// Further tenants (type 1); kept for the predecessor's objects.
+    #[schemars(length(max = 64), inner(length(max = 256)))]
     #[serde(rename = "auxiliaryTenantIDs", default, skip_serializing_if = "Option::is_none")]
     pub auxiliary_tenant_ids: Option<Vec<String>>,
 
     /// Authority (Entra) endpoint, `https://login.microsoftonline.com/` when absent (types 1 and 2).
+    #[schemars(length(max = 512))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ad_endpoint: Option<String>,
 
@@ -110,6 +132,7 @@ pub struct AzureIdentitySpec {
     pub replicas: Option<i32>,
 
     /// The only resources (audiences) that may be asked for; empty or absent = any. One trailing slash is ignored.
+    #[schemars(length(max = 64), inner(length(max = 512)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audiences: Option<Vec<String>>,
 }
@@ -126,13 +149,16 @@ impl AzureIdentitySpec {
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {
     /// Name of the Secret.
+    #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Namespace of the Secret; the identity's own when absent, and no other unless matching is cluster-wide.
+    #[schemars(length(max = 63))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Key in the Secret. When absent, type 1 needs a Secret with one key (or one named `clientSecret`), and type 2
     /// the keys `certificate` and, for PKCS#12, `password`.
+    #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
 }
@@ -145,6 +171,7 @@ pub struct AzureIdentityStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_replicas: Option<i32>,
     /// `Valid`: the spec means something; `CredentialReady`: what backs the identity is there and readable.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

@@ -4,22 +4,48 @@
 //!
 //! Group, plurals, JSON keys, the pod label and the annotation are those of the archived aad-pod-identity project,
 //! so that existing manifests apply unchanged. A leaf crate: no client, no runtime.
+//!
+//! [`crds`] are the definitions to install; each spec's `validate` says what the API server says about its shape, and
+//! more; [`unknown_fields`] is for manifests that come from files.
+//!
+//! ```
+//! use identity_crd::{AzureIdentity, AzureIdentitySpec};
+//!
+//! let identity = AzureIdentity::new("demo", AzureIdentitySpec {
+//!     resource_id: Some("/subscriptions/0000/resourceGroups/demo".into()),
+//!     ..AzureIdentitySpec::default()
+//! });
+//! let violations = identity.spec.validate();
+//! assert_eq!(violations[0].field, "spec.resourceID");
+//! assert!(violations[0].message.contains("az identity show"));
+//! ```
 
 #![allow(unreachable_pub)] // the schema derive copies each struct into a function body
 
 mod assigned;
 mod binding;
 mod condition;
+mod definitions;
 mod exception;
+mod form;
 mod identity;
+mod resource_id;
+mod rules;
+mod unknown;
+mod validate;
+mod violation;
 
 pub use assigned::{
     AssignedIdentityState, AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus,
 };
 pub use binding::{AzureIdentityBinding, AzureIdentityBindingSpec, AzureIdentityBindingStatus};
-pub use condition::{Condition, ConditionStatus};
+pub use condition::{Condition, ConditionStatus, find_condition, set_condition};
+pub use definitions::crds;
 pub use exception::{AzurePodIdentityException, AzurePodIdentityExceptionSpec, AzurePodIdentityExceptionStatus};
 pub use identity::{AzureIdentity, AzureIdentitySpec, AzureIdentityStatus, IdentityType, SecretReference};
+pub use resource_id::{ResourceId, ResourceIdError};
+pub use unknown::unknown_fields;
+pub use violation::Violation;
 
 /// API group of all kinds.
 pub const GROUP: &str = "aadpodidentity.k8s.io";

@@ -1,0 +1,69 @@
+//! The CustomResourceDefinitions as they are installed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
+use kube::CustomResourceExt;
+
+use crate::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
+
+/// The four CRDs, in the order in which they are best installed.
+///
+/// Use these rather than the types' own `crd()`: they carry what a derive cannot say. No `/status` subresource on
+/// `AzureAssignedIdentity` (one write creates it complete); the predecessor's dead `metadata` inside `spec` and
+/// `status` is accepted and dropped.
+///
+/// ```
+/// let names: Vec<_> = identity_crd::crds().into_iter().map(|c| c.spec.names.plural).collect();
+/// assert_eq!(names[0], "azureidentities");
+/// ```
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    let mut assigned = AzureAssignedIdentity::crd();
+    for version in &mut assigned.spec.versions {
+        version.subresources = None;
+    }
+    [AzureIdentity::crd(), AzureIdentityBinding::crd(), assigned, AzurePodIdentityException::crd()]
+        .into_iter()
+        .map(finish)
+        .collect()
+}
+
+fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    crd.metadata.annotations = Some(BTreeMap::from([(
+        "api-approved.kubernetes.io".into(),
+        "unapproved, continues the group of the archived project".into(),
+    )]));
+    crd.spec.names.list_kind = Some(format!("{}List", crd.spec.names.kind));
+    for version in &mut crd.spec.versions {
+        let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else { continue };
+        tidy(root);
+        for part in ["spec", "status"] {
+            let Some(part) = root.properties.as_mut().and_then(|p| p.get_mut(part)) else { continue };
+            part.properties.get_or_insert_default().insert(
+                "metadata".into(),
+                JSONSchemaProps {
+                    description: Some("Not read; the predecessor's schema had it by mistake.".into()),
+                    type_: Some("object".into()),
+                    nullable: Some(true),
+                    ..JSONSchemaProps::default()
+                },
+            );
+        }
+    }
+    crd
+}
+
+/// Titles repeat the name of the Rust type, and `uint`-like formats are unknown to Kubernetes.
+fn tidy(schema: &mut JSONSchemaProps) {
+    schema.title = None;
+    for property in schema.properties.iter_mut().flatten().map(|(_, p)| p) {
+        tidy(property);
+    }
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(item)) => tidy(item),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(tidy),
+        None => {}
+    }
+}

@@ -1,0 +1,202 @@
+//! The same judgement as the API server's, in Rust: with `--manifests` no API server checks anything, and objects from
+//! before the rules are in the cluster already. Further, what a schema cannot say.
+//!
+//! Lengths and counts are stated by the schema, so the API server words those errors itself.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use crate::{
+    AzureAssignedIdentitySpec, AzureIdentityBindingSpec, AzureIdentitySpec, AzurePodIdentityExceptionSpec,
+    IdentityType, Violation, form, rules,
+};
+
+/// The value when it is there and not empty.
+fn given(value: Option<&String>) -> Option<&str> {
+    value.map(String::as_str).filter(|v| !v.is_empty())
+}
+
+fn fits(value: Option<&str>, form: fn(&str) -> bool) -> bool {
+    value.is_none_or(form)
+}
+
+fn at_most_characters(field: &str, value: Option<&String>, max: usize, out: &mut Vec<Violation>) {
+    if value.is_some_and(|v| v.chars().count() > max) {
+        out.push(Violation::new(format!("spec.{field}"), format!("longer than {max} characters; shorten it")));
+    }
+}
+
+fn at_most_items(field: &str, count: usize, max: usize, out: &mut Vec<Violation>) {
+    if count > max {
+        out.push(Violation::new(
+            format!("spec.{field}"),
+            format!("{count} entries, at most {max} are allowed; remove some"),
+        ));
+    }
+}
+
+fn audiences(audiences: Option<&Vec<String>>, out: &mut Vec<Violation>) {
+    let audiences = audiences.map_or(&[][..], Vec::as_slice);
+    at_most_items("audiences", audiences.len(), rules::MAX_AUDIENCES, out);
+    for (i, audience) in audiences.iter().enumerate() {
+        at_most_characters(&format!("audiences[{i}]"), Some(audience), rules::MAX_AUDIENCE, out);
+    }
+    rules::AUDIENCES.unless(audiences.iter().all(|a| form::is_audience(a)), out);
+}
+
+impl AzureIdentitySpec {
+    /// Everything that keeps this identity from working as written. References (is the Secret there?) are for whoever
+    /// can look them up.
+    pub fn validate(&self) -> Vec<Violation> {
+        let mut out = Vec::new();
+        let kind = self.identity_type();
+        let service_principal =
+            matches!(kind, Some(IdentityType::ServicePrincipal | IdentityType::ServicePrincipalCertificate));
+
+        at_most_characters("resourceID", self.resource_id.as_ref(), rules::MAX_RESOURCE_ID, &mut out);
+        at_most_characters("clientID", self.client_id.as_ref(), rules::MAX_ID, &mut out);
+        at_most_characters("objectID", self.object_id.as_ref(), rules::MAX_ID, &mut out);
+        at_most_characters("tenantID", self.tenant_id.as_ref(), rules::MAX_ID, &mut out);
+        at_most_characters("adEndpoint", self.ad_endpoint.as_ref(), rules::MAX_ENDPOINT, &mut out);
+
+        rules::TYPE.unless(kind.is_some(), &mut out);
+        rules::RESOURCE_ID.unless(
+            kind != Some(IdentityType::UserAssignedManagedIdentity)
+                || self.resource_id.as_deref().is_some_and(|id| id.parse::<crate::ResourceId>().is_ok()),
+            &mut out,
+        );
+        rules::CLIENT_ID_FORM.unless(fits(given(self.client_id.as_ref()), form::is_one_word), &mut out);
+        rules::OBJECT_ID_FORM.unless(fits(given(self.object_id.as_ref()), form::is_guid), &mut out);
+        if service_principal {
+            self.validate_service_principal(&mut out);
+        }
+        if kind == Some(IdentityType::ServicePrincipal) {
+            let tenants = self.auxiliary_tenant_ids.as_deref().unwrap_or_default();
+            rules::AUXILIARY_TENANTS.unless(
+                tenants.len() <= rules::MAX_AUXILIARY_TENANTS && tenants.iter().all(|t| form::is_tenant(t)),
+                &mut out,
+            );
+        }
+        audiences(self.audiences.as_ref(), &mut out);
+        out
+    }
+
+    fn validate_service_principal(&self, out: &mut Vec<Violation>) {
+        let tenant = given(self.tenant_id.as_ref());
+        rules::CLIENT_ID.unless(given(self.client_id.as_ref()).is_some(), out);
+        rules::TENANT_ID.unless(tenant.is_some(), out);
+        rules::TENANT_ID_FORM.unless(fits(tenant, form::is_tenant), out);
+        rules::AD_ENDPOINT.unless(fits(given(self.ad_endpoint.as_ref()), form::is_https_endpoint), out);
+
+        let password = self.client_password.as_ref();
+        let name = password.and_then(|p| p.name.as_ref());
+        let namespace = password.and_then(|p| p.namespace.as_ref());
+        let key = password.and_then(|p| p.key.as_ref());
+        at_most_characters("clientPassword.name", name, rules::MAX_OBJECT_NAME, out);
+        at_most_characters("clientPassword.namespace", namespace, rules::MAX_LABEL, out);
+        at_most_characters("clientPassword.key", key, rules::MAX_OBJECT_NAME, out);
+        rules::PASSWORD.unless(given(name).is_some(), out);
+        rules::PASSWORD_NAME_FORM.unless(fits(given(name), form::is_object_name), out);
+        rules::PASSWORD_NAMESPACE_FORM.unless(fits(given(namespace), form::is_object_name), out);
+        rules::PASSWORD_KEY_FORM.unless(fits(given(key), form::is_secret_key), out);
+    }
+}
+
+impl AzureIdentityBindingSpec {
+    /// Everything that keeps this binding from working as written. Whether the identity exists is for whoever can look
+    /// it up.
+    pub fn validate(&self) -> Vec<Violation> {
+        let mut out = Vec::new();
+        at_most_characters("azureIdentity", self.azure_identity.as_ref(), rules::MAX_OBJECT_NAME, &mut out);
+        rules::AZURE_IDENTITY.unless(self.azure_identity.as_deref().is_some_and(form::is_object_name), &mut out);
+        rules::SELECTOR.unless(
+            self.selector.as_deref().is_none_or(|s| s.len() <= rules::MAX_LABEL && form::is_label_value(s)),
+            &mut out,
+        );
+        rules::WEIGHT.unless(
+            self.weight.is_none_or(|w| (-rules::MAX_WEIGHT..=rules::MAX_WEIGHT).contains(&w)),
+            &mut out,
+        );
+        if let Some(selector) = &self.pod_selector {
+            validate_pod_selector(selector, &mut out);
+        }
+        let accounts = self.service_accounts.as_deref().unwrap_or_default();
+        at_most_items("serviceAccounts", accounts.len(), rules::MAX_SERVICE_ACCOUNTS, &mut out);
+        for (i, account) in accounts.iter().enumerate() {
+            at_most_characters(&format!("serviceAccounts[{i}]"), Some(account), rules::MAX_OBJECT_NAME, &mut out);
+        }
+        rules::SERVICE_ACCOUNTS.unless(accounts.iter().all(|s| form::is_object_name(s)), &mut out);
+        audiences(self.audiences.as_ref(), &mut out);
+
+        // Valid in the predecessor, where it selected nothing, so the API server accepts it.
+        if given(self.selector.as_ref()).is_none() && self.pod_selector.is_none() && accounts.is_empty() {
+            out.push(Violation::new(
+                "spec.selector",
+                "this binding selects no pod; give selector (the value of the pod label `aadpodidbinding`), podSelector or \
+                 serviceAccounts",
+            ));
+        }
+        out
+    }
+}
+
+fn validate_pod_selector(selector: &LabelSelector, out: &mut Vec<Violation>) {
+    let labels = selector.match_labels.iter().flatten();
+    let expressions = selector.match_expressions.as_deref().unwrap_or_default();
+    let label_count = labels.clone().count();
+    at_most_items("podSelector.matchLabels", label_count, rules::MAX_SELECTOR_TERMS, out);
+    at_most_items("podSelector.matchExpressions", expressions.len(), rules::MAX_SELECTOR_TERMS, out);
+    for (i, expression) in expressions.iter().enumerate() {
+        let count = expression.values.as_ref().map_or(0, Vec::len);
+        at_most_items(&format!("podSelector.matchExpressions[{i}].values"), count, rules::MAX_SELECTOR_TERMS, out);
+    }
+    let value = |v: &String| v.len() <= rules::MAX_LABEL && form::is_label_value(v);
+    rules::POD_SELECTOR.unless(label_count + expressions.len() > 0, out);
+    rules::POD_SELECTOR_LABELS.unless(labels.clone().all(|(k, v)| form::is_label_key(k) && value(v)), out);
+    rules::POD_SELECTOR_EXPRESSIONS.unless(
+        expressions.iter().all(|e| {
+            let values = e.values.as_deref().unwrap_or_default();
+            form::is_label_key(&e.key)
+                && match e.operator.as_str() {
+                    "In" | "NotIn" => !values.is_empty() && values.iter().all(value),
+                    "Exists" | "DoesNotExist" => values.is_empty(),
+                    _ => false,
+                }
+        }),
+        out,
+    );
+}
+
+impl AzurePodIdentityExceptionSpec {
+    /// Everything that keeps this exception from working as written.
+    pub fn validate(&self) -> Vec<Violation> {
+        let labels = self.pod_labels.iter().flatten();
+        if labels.clone().next().is_none() {
+            return vec![Violation::new("spec.podLabels", "this exception matches no pod; give at least one label")];
+        }
+        labels
+            .filter(|(key, value)| {
+                !form::is_label_key(key) || !form::is_label_value(value) || value.len() > rules::MAX_LABEL
+            })
+            .map(|(key, value)| {
+                Violation::new(format!("spec.podLabels[{key}]"), format!("no pod can carry the label {key}={value}"))
+            })
+            .collect()
+    }
+}
+
+impl AzureAssignedIdentitySpec {
+    /// What a node needs to decide and this assignment lacks. Nobody but the controller writes these, so the API
+    /// server checks none of it.
+    pub fn validate(&self) -> Vec<Violation> {
+        [
+            ("spec.pod", given(self.pod.as_ref()).is_some()),
+            ("spec.podNamespace", given(self.pod_namespace.as_ref()).is_some()),
+            ("spec.azureIdentityRef", self.azure_identity_ref.is_some()),
+            ("spec.azureBindingRef", self.azure_binding_ref.is_some()),
+        ]
+        .into_iter()
+        .filter(|(_, present)| !present)
+        .map(|(field, _)| Violation::new(field, "missing; only the controller writes assignments: delete this one"))
+        .collect()
+    }
+}
