@@ -103,7 +103,7 @@ fn pod_selector(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
                     "type": "object",
                     "required": ["key", "operator"],
                     "properties": {
-                        "key": {"description": "Key of the label.", "type": "string", "maxLength": 317},
+                        "key": {"description": "Key of the label.", "type": "string", "maxLength": rules::MAX_LABEL_KEY},
                         "operator": {
                             "description": "In, NotIn, Exists or DoesNotExist.", "type": "string", "maxLength": 63},
                         "values": {

@@ -39,6 +39,7 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else { continue };
         tidy(root);
+        root.description = root.properties.as_ref().and_then(|p| p.get("spec")?.description.clone());
         for part in ["spec", "status"] {
             let Some(part) = root.properties.as_mut().and_then(|p| p.get_mut(part)) else { continue };
             part.properties.get_or_insert_default().insert(
@@ -55,9 +56,13 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     crd
 }
 
-/// Titles repeat the name of the Rust type, and `uint`-like formats are unknown to Kubernetes.
+/// Titles repeat the name of the Rust type; doc comments are broken into lines where `kubectl explain` breaks them anew.
 fn tidy(schema: &mut JSONSchemaProps) {
     schema.title = None;
+    if let Some(text) = &mut schema.description {
+        let paragraphs: Vec<_> = text.split("\n\n").map(|p| p.replace('\n', " ")).collect();
+        *text = paragraphs.join("\n\n");
+    }
     for property in schema.properties.iter_mut().flatten().map(|(_, p)| p) {
         tidy(property);
     }

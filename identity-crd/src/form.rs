@@ -19,8 +19,7 @@ pub(crate) const SECRET_KEY: &str = "^[A-Za-z0-9._-]+$";
 /// Value of a label (without the length); may be empty.
 pub(crate) const LABEL_VALUE: &str = "^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$";
 /// Key of a label (without the length of the prefix).
-pub(crate) const LABEL_KEY: &str =
-    "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$";
+pub(crate) const LABEL_KEY: &str = "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$";
 /// An audience (resource): one word that is there.
 pub(crate) const AUDIENCE: &str = "^[!-~]+$";
 

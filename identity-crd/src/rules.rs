@@ -6,7 +6,7 @@
 
 use kube::core::{Reason, Rule};
 
-use crate::{Violation, form};
+use crate::{Violation, form as pattern};
 
 /// Most entries of `audiences`.
 pub(crate) const MAX_AUDIENCES: usize = 64;
@@ -24,10 +24,14 @@ pub(crate) const MAX_SELECTOR_TERMS: usize = 16;
 pub(crate) const MAX_RESOURCE_ID: usize = 512;
 /// Longest `clientID` or tenant.
 pub(crate) const MAX_ID: usize = 256;
+/// Longest key of a label: prefix, slash, name.
+pub(crate) const MAX_LABEL_KEY: usize = 317;
 /// Longest `adEndpoint`.
 pub(crate) const MAX_ENDPOINT: usize = 512;
 /// `weight` lies between minus this and this.
 pub(crate) const MAX_WEIGHT: i32 = 1_000_000;
+/// Most `auxiliaryTenantIDs` of any type.
+pub(crate) const MAX_TENANTS: usize = 64;
 /// Most `auxiliaryTenantIDs` that a type 1 identity can use (the predecessor's token library refused more).
 pub(crate) const MAX_AUXILIARY_TENANTS: usize = 3;
 
@@ -46,10 +50,11 @@ pub(crate) struct Check {
 impl Check {
     /// For the schema.
     pub(crate) fn rule(&self) -> Rule {
-        Rule::new((self.cel)())
-            .message(self.message)
-            .field_path(format!(".{}", self.field))
-            .reason(if self.required { Reason::FieldValueRequired } else { Reason::FieldValueInvalid })
+        Rule::new((self.cel)()).message(self.message).field_path(format!(".{}", self.field)).reason(if self.required {
+            Reason::FieldValueRequired
+        } else {
+            Reason::FieldValueInvalid
+        })
     }
 
     /// For Rust: a violation unless `holds`.
@@ -62,20 +67,22 @@ impl Check {
 
 const SERVICE_PRINCIPAL: &str = "has(self.type) && self.type in [1, 2]";
 
-/// `when` implies that `field` (one of spec's strings), where present and not empty, matches.
-fn form_when(when: &str, field: &str, pattern: &str) -> String {
-    format!("!({when}) || !has(self.{field}) || self.{field} == '' || self.{field}.matches(r'{pattern}')")
+/// `field` (one of spec's strings), where present and not empty, matches.
+fn form(field: &str, re2: &str) -> String {
+    format!("!has(self.{field}) || self.{field} == '' || self.{field}.matches(r'{re2}')")
 }
 
-fn required_when(when: &str, field: &str) -> String {
-    format!("!({when}) || (has(self.{field}) && self.{field} != '')")
+fn principal_needs(field: &str) -> String {
+    format!("!({SERVICE_PRINCIPAL}) || (has(self.{field}) && self.{field} != '')")
 }
 
-fn password_form(field: &str, pattern: &str) -> String {
-    format!(
-        "!({SERVICE_PRINCIPAL}) || !has(self.clientPassword) || !has(self.clientPassword.{field}) || \
-         self.clientPassword.{field} == '' || self.clientPassword.{field}.matches(r'{pattern}')"
-    )
+fn principal_form(field: &str, re2: &str) -> String {
+    format!("!({SERVICE_PRINCIPAL}) || {}", form(field, re2))
+}
+
+fn password_form(field: &str, re2: &str) -> String {
+    let value = form(&format!("clientPassword.{field}"), re2);
+    format!("!({SERVICE_PRINCIPAL}) || !has(self.clientPassword) || {value}")
 }
 
 // AzureIdentity
@@ -97,7 +104,7 @@ pub(crate) const RESOURCE_ID: Check = Check {
     cel: || {
         format!(
             "(has(self.type) && self.type != 0) || (has(self.resourceID) && self.resourceID.matches(r'{}'))",
-            form::RESOURCE_ID
+            pattern::RESOURCE_ID
         )
     },
 };
@@ -106,35 +113,35 @@ pub(crate) const CLIENT_ID: Check = Check {
     field: "clientID",
     message: "a service principal (type 1 or 2) needs its application (client) id",
     required: true,
-    cel: || required_when(SERVICE_PRINCIPAL, "clientID"),
+    cel: || principal_needs("clientID"),
 };
 
 pub(crate) const CLIENT_ID_FORM: Check = Check {
     field: "clientID",
     message: "white space or a character that no client id has; copy the application (client) id alone",
     required: false,
-    cel: || form_when("true", "clientID", form::ONE_WORD),
+    cel: || form("clientID", pattern::ONE_WORD),
 };
 
 pub(crate) const OBJECT_ID_FORM: Check = Check {
     field: "objectID",
     message: "not a GUID; `az identity show --query principalId` or `az ad sp show --query id` prints it",
     required: false,
-    cel: || form_when("true", "objectID", form::GUID),
+    cel: || form("objectID", pattern::GUID),
 };
 
 pub(crate) const TENANT_ID: Check = Check {
     field: "tenantID",
     message: "a service principal (type 1 or 2) needs the directory (tenant) id that it signs in to",
     required: true,
-    cel: || required_when(SERVICE_PRINCIPAL, "tenantID"),
+    cel: || principal_needs("tenantID"),
 };
 
 pub(crate) const TENANT_ID_FORM: Check = Check {
     field: "tenantID",
     message: "neither a GUID nor a domain name; `az account show --query tenantId` prints the tenant id",
     required: false,
-    cel: || form_when(SERVICE_PRINCIPAL, "tenantID", form::TENANT),
+    cel: || principal_form("tenantID", pattern::TENANT),
 };
 
 pub(crate) const AUXILIARY_TENANTS: Check = Check {
@@ -146,7 +153,7 @@ pub(crate) const AUXILIARY_TENANTS: Check = Check {
             "!has(self.type) || self.type != 1 || !has(self.auxiliaryTenantIDs) || \
              (size(self.auxiliaryTenantIDs) <= {MAX_AUXILIARY_TENANTS} && \
              self.auxiliaryTenantIDs.all(t, t.matches(r'{}')))",
-            form::TENANT
+            pattern::TENANT
         )
     },
 };
@@ -169,7 +176,7 @@ pub(crate) const PASSWORD_NAME_FORM: Check = Check {
     message: "not a name that a Secret can have: lower-case letters, digits, `-` and `.`, beginning and ending with a \
               letter or digit",
     required: false,
-    cel: || password_form("name", form::OBJECT_NAME),
+    cel: || password_form("name", pattern::OBJECT_NAME),
 };
 
 pub(crate) const PASSWORD_NAMESPACE_FORM: Check = Check {
@@ -177,14 +184,14 @@ pub(crate) const PASSWORD_NAMESPACE_FORM: Check = Check {
     message: "not a name that a namespace can have: lower-case letters, digits and `-`; leave it out for the \
               identity's own namespace",
     required: false,
-    cel: || password_form("namespace", form::OBJECT_NAME),
+    cel: || password_form("namespace", pattern::OBJECT_NAME),
 };
 
 pub(crate) const PASSWORD_KEY_FORM: Check = Check {
     field: "clientPassword.key",
     message: "not a key that a Secret can have: letters, digits, `-`, `_` and `.`",
     required: false,
-    cel: || password_form("key", form::SECRET_KEY),
+    cel: || password_form("key", pattern::SECRET_KEY),
 };
 
 pub(crate) const AD_ENDPOINT: Check = Check {
@@ -192,7 +199,7 @@ pub(crate) const AD_ENDPOINT: Check = Check {
     message: "the credential is only sent over https to a named host; write https://<host>/ or leave it out for \
               https://login.microsoftonline.com/",
     required: false,
-    cel: || form_when(SERVICE_PRINCIPAL, "adEndpoint", form::HTTPS_ENDPOINT),
+    cel: || principal_form("adEndpoint", pattern::HTTPS_ENDPOINT),
 };
 
 pub(crate) const AUDIENCES: Check = Check {
@@ -200,7 +207,7 @@ pub(crate) const AUDIENCES: Check = Check {
     message: "an entry is empty or has white space; write each resource as applications ask for it, such as \
               https://vault.azure.net",
     required: false,
-    cel: || format!("!has(self.audiences) || self.audiences.all(a, a.matches(r'{}'))", form::AUDIENCE),
+    cel: || format!("!has(self.audiences) || self.audiences.all(a, a.matches(r'{}'))", pattern::AUDIENCE),
 };
 
 // AzureIdentityBinding
@@ -209,7 +216,7 @@ pub(crate) const AZURE_IDENTITY: Check = Check {
     field: "azureIdentity",
     message: "the name of an AzureIdentity of this namespace is needed: lower-case letters, digits, `-` and `.`",
     required: false,
-    cel: || format!("has(self.azureIdentity) && self.azureIdentity.matches(r'{}')", form::OBJECT_NAME),
+    cel: || format!("has(self.azureIdentity) && self.azureIdentity.matches(r'{}')", pattern::OBJECT_NAME),
 };
 
 pub(crate) const SELECTOR: Check = Check {
@@ -220,7 +227,7 @@ pub(crate) const SELECTOR: Check = Check {
     cel: || {
         format!(
             "!has(self.selector) || (size(self.selector) <= {MAX_LABEL} && self.selector.matches(r'{}'))",
-            form::LABEL_VALUE
+            pattern::LABEL_VALUE
         )
     },
 };
@@ -251,8 +258,8 @@ pub(crate) const POD_SELECTOR_LABELS: Check = Check {
         format!(
             "!has(self.podSelector) || !has(self.podSelector.matchLabels) || self.podSelector.matchLabels.all(k, \
              k.matches(r'{}') && self.podSelector.matchLabels[k].matches(r'{}'))",
-            form::LABEL_KEY,
-            form::LABEL_VALUE
+            pattern::LABEL_KEY,
+            pattern::LABEL_VALUE
         )
     },
 };
@@ -268,8 +275,8 @@ pub(crate) const POD_SELECTOR_EXPRESSIONS: Check = Check {
              self.podSelector.matchExpressions.all(e, e.key.matches(r'{}') && (e.operator in ['In', 'NotIn'] ? \
              (has(e.values) && size(e.values) > 0 && e.values.all(v, v.matches(r'{}'))) : \
              (e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0))))",
-            form::LABEL_KEY,
-            form::LABEL_VALUE
+            pattern::LABEL_KEY,
+            pattern::LABEL_VALUE
         )
     },
 };
@@ -279,9 +286,6 @@ pub(crate) const SERVICE_ACCOUNTS: Check = Check {
     message: "an entry is not a name that a service account can have; write the name alone, without its namespace",
     required: false,
     cel: || {
-        format!(
-            "!has(self.serviceAccounts) || self.serviceAccounts.all(s, s.matches(r'{}'))",
-            form::OBJECT_NAME
-        )
+        format!("!has(self.serviceAccounts) || self.serviceAccounts.all(s, s.matches(r'{}'))", pattern::OBJECT_NAME)
     },
 };

@@ -145,7 +145,9 @@ mod tests {
         let binding = json!({"spec": {"podSelector": {"matchExpressions": [{"key": "k", "Operator": "Exists"}]}}});
         assert_eq!(
             unknown("AzureIdentityBinding", &binding),
-            ["spec.podSelector.matchExpressions[0].Operator: unknown field; did you mean `operator`? Keys are case-sensitive"]
+            [
+                "spec.podSelector.matchExpressions[0].Operator: unknown field; did you mean `operator`? Keys are case-sensitive"
+            ]
         );
     }
 

@@ -58,6 +58,17 @@ impl AzureIdentitySpec {
         at_most_characters("tenantID", self.tenant_id.as_ref(), rules::MAX_ID, &mut out);
         at_most_characters("adEndpoint", self.ad_endpoint.as_ref(), rules::MAX_ENDPOINT, &mut out);
 
+        if let Some(password) = &self.client_password {
+            at_most_characters("clientPassword.name", password.name.as_ref(), rules::MAX_OBJECT_NAME, &mut out);
+            at_most_characters("clientPassword.namespace", password.namespace.as_ref(), rules::MAX_LABEL, &mut out);
+            at_most_characters("clientPassword.key", password.key.as_ref(), rules::MAX_OBJECT_NAME, &mut out);
+        }
+        let tenants = self.auxiliary_tenant_ids.as_deref().unwrap_or_default();
+        at_most_items("auxiliaryTenantIDs", tenants.len(), rules::MAX_TENANTS, &mut out);
+        for (i, tenant) in tenants.iter().enumerate() {
+            at_most_characters(&format!("auxiliaryTenantIDs[{i}]"), Some(tenant), rules::MAX_ID, &mut out);
+        }
+
         rules::TYPE.unless(kind.is_some(), &mut out);
         rules::RESOURCE_ID.unless(
             kind != Some(IdentityType::UserAssignedManagedIdentity)
@@ -70,7 +81,6 @@ impl AzureIdentitySpec {
             self.validate_service_principal(&mut out);
         }
         if kind == Some(IdentityType::ServicePrincipal) {
-            let tenants = self.auxiliary_tenant_ids.as_deref().unwrap_or_default();
             rules::AUXILIARY_TENANTS.unless(
                 tenants.len() <= rules::MAX_AUXILIARY_TENANTS && tenants.iter().all(|t| form::is_tenant(t)),
                 &mut out,
@@ -87,17 +97,12 @@ impl AzureIdentitySpec {
         rules::TENANT_ID_FORM.unless(fits(tenant, form::is_tenant), out);
         rules::AD_ENDPOINT.unless(fits(given(self.ad_endpoint.as_ref()), form::is_https_endpoint), out);
 
-        let password = self.client_password.as_ref();
-        let name = password.and_then(|p| p.name.as_ref());
-        let namespace = password.and_then(|p| p.namespace.as_ref());
-        let key = password.and_then(|p| p.key.as_ref());
-        at_most_characters("clientPassword.name", name, rules::MAX_OBJECT_NAME, out);
-        at_most_characters("clientPassword.namespace", namespace, rules::MAX_LABEL, out);
-        at_most_characters("clientPassword.key", key, rules::MAX_OBJECT_NAME, out);
-        rules::PASSWORD.unless(given(name).is_some(), out);
-        rules::PASSWORD_NAME_FORM.unless(fits(given(name), form::is_object_name), out);
-        rules::PASSWORD_NAMESPACE_FORM.unless(fits(given(namespace), form::is_object_name), out);
-        rules::PASSWORD_KEY_FORM.unless(fits(given(key), form::is_secret_key), out);
+        let password = self.client_password.clone().unwrap_or_default();
+        let (name, namespace) = (given(password.name.as_ref()), given(password.namespace.as_ref()));
+        rules::PASSWORD.unless(name.is_some(), out);
+        rules::PASSWORD_NAME_FORM.unless(fits(name, form::is_object_name), out);
+        rules::PASSWORD_NAMESPACE_FORM.unless(fits(namespace, form::is_object_name), out);
+        rules::PASSWORD_KEY_FORM.unless(fits(given(password.key.as_ref()), form::is_secret_key), out);
     }
 }
 
@@ -112,10 +117,8 @@ impl AzureIdentityBindingSpec {
             self.selector.as_deref().is_none_or(|s| s.len() <= rules::MAX_LABEL && form::is_label_value(s)),
             &mut out,
         );
-        rules::WEIGHT.unless(
-            self.weight.is_none_or(|w| (-rules::MAX_WEIGHT..=rules::MAX_WEIGHT).contains(&w)),
-            &mut out,
-        );
+        rules::WEIGHT
+            .unless(self.weight.is_none_or(|w| (-rules::MAX_WEIGHT..=rules::MAX_WEIGHT).contains(&w)), &mut out);
         if let Some(selector) = &self.pod_selector {
             validate_pod_selector(selector, &mut out);
         }
@@ -146,6 +149,12 @@ fn validate_pod_selector(selector: &LabelSelector, out: &mut Vec<Violation>) {
     at_most_items("podSelector.matchLabels", label_count, rules::MAX_SELECTOR_TERMS, out);
     at_most_items("podSelector.matchExpressions", expressions.len(), rules::MAX_SELECTOR_TERMS, out);
     for (i, expression) in expressions.iter().enumerate() {
+        at_most_characters(
+            &format!("podSelector.matchExpressions[{i}].key"),
+            Some(&expression.key),
+            rules::MAX_LABEL_KEY,
+            out,
+        );
         let count = expression.values.as_ref().map_or(0, Vec::len);
         at_most_items(&format!("podSelector.matchExpressions[{i}].values"), count, rules::MAX_SELECTOR_TERMS, out);
     }
