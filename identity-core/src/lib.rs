@@ -3,5 +3,7 @@
 //! Everything outside the feature `runtime` is pure: no I/O, no clock (time is an argument), no randomness; effects are
 //! returned as data.
 
+pub mod assign;
 pub mod lookup;
+pub mod object;
 pub mod pod;

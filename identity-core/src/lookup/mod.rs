@@ -1,12 +1,14 @@
 //! Pods and assignments of one node in, immutable [`Snapshot`] out; `(caller, request, now)` → [`Decision`].
 
 mod decision;
+mod node_index;
 mod published;
 
 pub use decision::{
     Allow, Assignment, Caller, Decision, Deny, Identity, ObjectRef, Request, RequestedIdentity, SecretKeyRef, Source,
     Wait,
 };
+pub use node_index::{Binding, NodeIndex, Options};
 pub use published::Published;
 
 use jiff::Timestamp;
