@@ -14,3 +14,8 @@ pub mod run;
 pub mod setup;
 pub mod term;
 pub mod tiers;
+
+/// The README's examples, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
