@@ -89,13 +89,11 @@ fn explain(key: &str, properties: &Map<String, Value>) -> String {
         .map(|k| (strsim::osa_distance(&k.to_lowercase(), &key.to_lowercase()), k))
         .min()
         .filter(|(distance, k)| *distance <= 1 + k.len() / 6);
-    match nearest {
-        Some((_, meant)) => format!("unknown field; did you mean `{meant}`?"),
-        None => {
-            let known: Vec<_> = properties.keys().map(String::as_str).collect();
-            format!("unknown field; known here: {}", known.join(", "))
-        }
+    if let Some((_, meant)) = nearest {
+        return format!("unknown field; did you mean `{meant}`?");
     }
+    let known: Vec<_> = properties.keys().map(String::as_str).collect();
+    format!("unknown field; known here: {}", known.join(", "))
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ use crate::{
 };
 
 /// How long the parts may take to be ready. The API server itself needs 2–5 s on an idle machine.
-const READY: Duration = Duration::from_secs(120);
+const READY: Duration = Duration::from_mins(2);
 /// How long a part may take to end by itself.
 const GRACE: Duration = Duration::from_secs(8);
 
