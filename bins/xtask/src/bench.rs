@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     path::{Path, PathBuf},
 };
 
@@ -231,10 +232,12 @@ fn met(row: &Row) -> &'static str {
 }
 
 fn markdown(rows: &[Row]) -> String {
-    let mut text = "| id | what | value | unit | min | max | bar | met |\n|---|---|---:|---|---:|---:|---:|---|\n".to_owned();
+    let mut text =
+        "| id | what | value | unit | min | max | bar | met |\n|---|---|---:|---|---:|---:|---:|---|\n".to_owned();
     for row in rows {
-        text.push_str(&format!(
-            "| `{}` | {} | {} | {} | {} | {} | {} | {} |\n",
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | {} | {} | {} | {} | {} |",
             row.id,
             row.what,
             number(row.value),
@@ -243,7 +246,7 @@ fn markdown(rows: &[Row]) -> String {
             number(row.max),
             row.bar.map(|bar| format!("≤ {}", number(bar))).unwrap_or_default(),
             met(row)
-        ));
+        );
     }
     text
 }
@@ -280,7 +283,10 @@ mod tests {
         )
         .unwrap();
         let row = lookup_row(&estimate).unwrap();
-        assert_eq!((row.id.as_str(), row.value, row.min, row.max, row.met), ("lookup_ns_100000", 42.5, 41.0, 44.0, Some(true)));
+        assert_eq!(
+            (row.id.as_str(), row.value, row.min, row.max, row.met),
+            ("lookup_ns_100000", 42.5, 41.0, 44.0, Some(true))
+        );
     }
 
     #[test]

@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// How long a lab may take to be ready: node, pods and both binaries; with an API server somewhat more.
-const READY: Duration = Duration::from_secs(60);
-const READY_KUBE: Duration = Duration::from_secs(180);
+const READY: Duration = Duration::from_mins(1);
+const READY_KUBE: Duration = Duration::from_mins(3);
 
 /// A lab that is up. Taken down when dropped, if not before.
 #[derive(Debug)]
@@ -39,7 +39,8 @@ impl Lab {
     /// # Errors
     /// When it is not ready in time, with the end of its log.
     pub fn up(kube_assets: Option<&Path>, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("entra-pod-identity-").tempdir().context("no temporary directory")?;
+        let directory =
+            tempfile::Builder::new().prefix("entra-pod-identity-").tempdir().context("no temporary directory")?;
         let manifests = directory.path().join("manifests");
         std::fs::create_dir(&manifests).context("cannot make the directory for manifests")?;
         fill(&manifests)?;
@@ -143,7 +144,14 @@ impl Lab {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn sdk(&self, sdks: &Sdks, language: Language, pod: &str, kind: &str, resource: &str) -> anyhow::Result<Application> {
+    pub fn sdk(
+        &self,
+        sdks: &Sdks,
+        language: Language,
+        pod: &str,
+        kind: &str,
+        resource: &str,
+    ) -> anyhow::Result<Application> {
         let (program, script) = match language {
             Language::Python => (&sdks.python, &sdks.python_script),
             Language::Node => (&sdks.node, &sdks.node_script),
@@ -168,9 +176,8 @@ impl Lab {
     /// # Errors
     /// When `limit` passes first, with the end of the log.
     pub fn wait_for_log(&self, what: &str, limit: Duration) -> anyhow::Result<String> {
-        let found = clock::wait_for(limit, || {
-            Ok(self.log().lines().find(|line| line.contains(what)).map(str::to_owned))
-        })?;
+        let found =
+            clock::wait_for(limit, || Ok(self.log().lines().find(|line| line.contains(what)).map(str::to_owned)))?;
         found.with_context(|| format!("no log line with `{what}` after {} s:\n{}", limit.as_secs(), self.log_tail()))
     }
 
@@ -215,12 +222,18 @@ fn find(directory: &Path, name: &str) -> Option<PathBuf> {
     if directory.join(name).is_file() {
         return Some(directory.join(name));
     }
-    std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).find_map(|path| find(&path, name))
+    std::fs::read_dir(directory)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .find_map(|path| find(&path, name))
 }
 
 fn collect_logs(path: &Path, into: &mut String) {
     if path.is_dir() {
-        let mut entries: Vec<PathBuf> = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let mut entries: Vec<PathBuf> =
+            std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         entries.sort();
         for entry in entries {
             if entry.is_dir() || entry.extension().is_some_and(|extension| extension == "log") {
@@ -369,7 +382,11 @@ impl Traces {
         Ok(Self {
             // Without root this is an error text both times: then there are no rules of ours on the host either.
             rules: host_rules()?,
-            named_namespaces: names.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect(),
+            named_namespaces: names
+                .lines()
+                .filter_map(|line| line.split_whitespace().next())
+                .map(str::to_owned)
+                .collect(),
         })
     }
 
@@ -444,7 +461,10 @@ fn network_namespaces_of(ancestor: u32) -> BTreeSet<String> {
     all.iter()
         .filter(|(process, namespace)| {
             *namespace != own
-                && process.file_name().and_then(|name| name.to_string_lossy().parse().ok()).is_some_and(|id: u32| family.contains(&id))
+                && process
+                    .file_name()
+                    .and_then(|name| name.to_string_lossy().parse().ok())
+                    .is_some_and(|id: u32| family.contains(&id))
         })
         .map(|(_, namespace)| namespace.clone())
         .collect()

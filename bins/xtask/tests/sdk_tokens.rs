@@ -36,7 +36,11 @@ fn sdks_get_tokens_of_every_type_are_refused_without_a_binding_and_follow_a_swap
             let claims = answer.claims().context(what.clone())?;
             expected.verify(&claims).context(what.clone())?;
             let expires_on = answer.expires_on.context("no expiry")?;
-            ensure!((expires_on - claims.exp).abs() <= 5, "{what}: the SDK says {expires_on}, the token {}", claims.exp);
+            ensure!(
+                (expires_on - claims.exp).abs() <= 5,
+                "{what}: the SDK says {expires_on}, the token {}",
+                claims.exp
+            );
         }
 
         for (language, kind) in SDKS {
@@ -59,7 +63,9 @@ fn sdks_get_tokens_of_every_type_are_refused_without_a_binding_and_follow_a_swap
         for (expected, language, kind, application) in &mut applications {
             let wanted = if expected.pod == SWAPPED.pod { &SWAPPED } else { *expected };
             let claims = application.ask()?.claims()?;
-            wanted.verify(&claims).with_context(|| format!("after the swap: {language:?} {kind} in {}", expected.pod))?;
+            wanted
+                .verify(&claims)
+                .with_context(|| format!("after the swap: {language:?} {kind} in {}", expected.pod))?;
         }
         Ok(())
     })();

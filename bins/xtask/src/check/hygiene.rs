@@ -33,7 +33,9 @@ pub(super) fn check() -> anyhow::Result<()> {
     }
     let lock = files::read(&root.join("tools/sdk/package-lock.json"))?;
     if lock.contains("\"resolved\"") {
-        found.push("tools/sdk/package-lock.json names a registry host: make it with --omit-lockfile-registry-resolved".into());
+        found.push(
+            "tools/sdk/package-lock.json names a registry host: make it with --omit-lockfile-registry-resolved".into(),
+        );
     }
     if !found.is_empty() {
         bail!("{}", found.join("\n"));

@@ -42,11 +42,7 @@ pub fn run() -> anyhow::Result<()> {
             term::failure(&format!("{name}: {error:#}"));
             failed.push(*name);
         }
-        table.row([
-            (*name).to_owned(),
-            if result.is_ok() { "ok" } else { "failed" }.to_owned(),
-            watch.seconds(),
-        ]);
+        table.row([(*name).to_owned(), if result.is_ok() { "ok" } else { "failed" }.to_owned(), watch.seconds()]);
     }
     term::heading("Checks");
     table.print();

@@ -1,6 +1,6 @@
 //! Secrets for the demo's and the tests' service principals: made anew for each run, never kept.
 
-use std::path::Path;
+use std::{fmt::Write as _, path::Path};
 
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -9,9 +9,10 @@ use crate::{files, run::Cmd};
 
 /// A `Secret` manifest.
 pub fn secret(name: &str, data: &[(&str, &[u8])]) -> String {
-    let mut text = format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: demo}}\ntype: Opaque\ndata:\n");
+    let mut text =
+        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: demo}}\ntype: Opaque\ndata:\n");
     for (key, value) in data {
-        text.push_str(&format!("  {key}: {}\n", STANDARD.encode(value)));
+        let _ = writeln!(text, "  {key}: {}", STANDARD.encode(value));
     }
     text
 }
@@ -71,7 +72,10 @@ pub fn fill(directory: &Path) -> anyhow::Result<()> {
     let secrets = [
         secret("app-secret", &[("clientSecret", password()?.as_bytes())]),
         secret("app-next", &[("clientSecret", password()?.as_bytes())]),
-        secret("app-certificate", &[("certificate", &pkcs12(&archive_password)?), ("password", archive_password.as_bytes())]),
+        secret(
+            "app-certificate",
+            &[("certificate", &pkcs12(&archive_password)?), ("password", archive_password.as_bytes())],
+        ),
     ];
     files::replace(&directory.join("secrets.yaml"), &secrets.join("---\n"))
 }

@@ -134,7 +134,10 @@ fn tokens(sdks: &Sdks, assets: Option<PathBuf>) -> anyhow::Result<()> {
     term::heading(format_args!("A node with four pods, their objects in {place}"));
     let watch = Stopwatch::start();
     let lab = Lab::up(assets.as_deref(), credentials::fill)?;
-    term::step(format_args!("ready in {}: each pod is a network namespace, netfilter redirects 169.254.169.254", watch.seconds()));
+    term::step(format_args!(
+        "ready in {}: each pod is a network namespace, netfilter redirects 169.254.169.254",
+        watch.seconds()
+    ));
     let told = story(&lab, sdks, assets);
     let told = told.with_context(|| format!("the last lines of the logs:\n{}", lab.log_tail()));
     term::heading("Taking it down");

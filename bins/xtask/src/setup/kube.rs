@@ -1,6 +1,9 @@
 //! etcd, kube-apiserver, kube-controller-manager, kubectl and kwok, built from their Go modules into the cache.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 
@@ -35,7 +38,7 @@ pub fn linker_flags(version: &str) -> anyhow::Result<String> {
         for (name, value) in
             [("gitVersion", version), ("gitMajor", major), ("gitMinor", minor), ("gitTreeState", "clean")]
         {
-            flags.push_str(&format!(" -X {package}.{name}={value}"));
+            let _ = write!(flags, " -X {package}.{name}={value}");
         }
     }
     Ok(flags)
@@ -50,14 +53,18 @@ pub fn assets() -> anyhow::Result<PathBuf> {
         let given = PathBuf::from(given);
         for (_, _, name) in PARTS.iter().take(4) {
             if !given.join(name).is_file() {
-                bail!("KUBEBUILDER_ASSETS is {} but there is no {name} in it; unset it to have one built", given.display());
+                bail!(
+                    "KUBEBUILDER_ASSETS is {} but there is no {name} in it; unset it to have one built",
+                    given.display()
+                );
             }
         }
         return Ok(given);
     }
     let module = paths::root().join("tools/kube");
     let go_mod = files::read(&module.join("go.mod"))?;
-    let version = module_version(&go_mod, "k8s.io/kubernetes").context("tools/kube/go.mod requires no k8s.io/kubernetes")?;
+    let version =
+        module_version(&go_mod, "k8s.io/kubernetes").context("tools/kube/go.mod requires no k8s.io/kubernetes")?;
     let cache = paths::cache()?;
     let directory = cache.join(format!("kube-{version}"));
     if complete(&directory) {
@@ -162,9 +169,14 @@ mod tests {
 
     #[test]
     fn compares_go_versions_by_number() {
-        for (version, expected) in
-            [("go1.26.8", true), ("go1.27", true), ("go2.0", true), ("go1.9.7", false), ("go1.25.5", false), ("", false)]
-        {
+        for (version, expected) in [
+            ("go1.26.8", true),
+            ("go1.27", true),
+            ("go2.0", true),
+            ("go1.9.7", false),
+            ("go1.25.5", false),
+            ("", false),
+        ] {
             assert_eq!(new_enough(version), expected, "{version}");
         }
     }

@@ -16,7 +16,11 @@ use crate::{clock::Stopwatch, files, paths, run::Cmd, term};
 ///
 /// # Errors
 /// Those of `make`, and of the file system.
-pub(crate) fn cached(name: &str, what: &str, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+pub(crate) fn cached(
+    name: &str,
+    what: &str,
+    make: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     let cache = paths::cache()?;
     let directory = cache.join(name);
     let complete = directory.join(".complete");
@@ -68,6 +72,9 @@ pub fn build() -> anyhow::Result<()> {
         .args(["--package", "identity-controller", "--package", "identity-node"])
         .args(["--package", "identityctl", "--package", "identity-lab"])
         .run()?;
-    term::step(format_args!("built identity-controller, identity-node, identityctl, identity-lab in {}", watch.seconds()));
+    term::step(format_args!(
+        "built identity-controller, identity-node, identityctl, identity-lab in {}",
+        watch.seconds()
+    ));
     Ok(())
 }
