@@ -108,7 +108,9 @@ mod tests {
         s.parse::<ResourceId>().is_ok()
     }
 
-    const PAIRS: [(&str, fn(&str) -> bool); 10] = [
+    type Pair = (&'static str, fn(&str) -> bool);
+
+    const PAIRS: [Pair; 10] = [
         (RESOURCE_ID, is_resource_id),
         (ONE_WORD, is_one_word),
         (TENANT, is_tenant),

@@ -184,7 +184,8 @@ pub(crate) const PASSWORD_NAMESPACE_FORM: Check = Check {
     message: "not a name that a namespace can have: lower-case letters, digits and `-`; leave it out for the \
               identity's own namespace",
     required: false,
-    cel: || password_form("namespace", pattern::OBJECT_NAME),
+    // `namespace` is a reserved word of CEL; this is how Kubernetes escapes it.
+    cel: || password_form("__namespace__", pattern::OBJECT_NAME),
 };
 
 pub(crate) const PASSWORD_KEY_FORM: Check = Check {

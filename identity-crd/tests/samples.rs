@@ -1,5 +1,7 @@
 //! The predecessor's manifests: read, written back unchanged, judged; and the CRDs as they are installed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use identity_crd::{

@@ -58,11 +58,11 @@ pub(super) fn assignments(writers: &[&str]) -> anyhow::Result<String> {
     };
     let binding = ValidatingAdmissionPolicyBinding {
         metadata: cluster_meta(NAME),
-        spec: Some(ValidatingAdmissionPolicyBindingSpec {
-            policy_name: Some(NAME.into()),
-            validation_actions: Some(vec!["Deny".into()]),
+        spec: ValidatingAdmissionPolicyBindingSpec {
+            policy_name: NAME.into(),
+            validation_actions: vec!["Deny".into()],
             ..ValidatingAdmissionPolicyBindingSpec::default()
-        }),
+        },
     };
     Ok(yaml::render(
         &[

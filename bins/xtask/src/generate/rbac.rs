@@ -38,17 +38,13 @@ fn subject(name: &str) -> Subject {
 }
 
 fn role_ref(kind: &str, name: &str) -> RoleRef {
-    RoleRef { api_group: "rbac.authorization.k8s.io".into(), kind: kind.into(), name: name.into() }
+    RoleRef { api_group: Some("rbac.authorization.k8s.io".into()), kind: kind.into(), name: name.into() }
 }
 
 fn cluster_wide(name: &str, rules: Vec<PolicyRule>) -> anyhow::Result<Vec<String>> {
     Ok(vec![
         yaml::document(&account(name))?,
-        yaml::document(&ClusterRole {
-            metadata: cluster_meta(name),
-            rules: Some(rules),
-            ..ClusterRole::default()
-        })?,
+        yaml::document(&ClusterRole { metadata: cluster_meta(name), rules: Some(rules), ..ClusterRole::default() })?,
         yaml::document(&ClusterRoleBinding {
             metadata: cluster_meta(name),
             role_ref: role_ref("ClusterRole", name),
@@ -90,7 +86,9 @@ pub(super) fn controller() -> anyhow::Result<String> {
         subjects: Some(vec![subject(CONTROLLER)]),
     })?);
     Ok(yaml::render(
-        &["The controller reads pods, identities and bindings, writes assignments, conditions and Events, and holds one Lease."],
+        &[
+            "The controller reads pods, identities and bindings, writes assignments, conditions and Events, and holds one Lease.",
+        ],
         &documents,
     ))
 }

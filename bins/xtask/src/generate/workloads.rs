@@ -8,9 +8,9 @@ use k8s_openapi::{
             DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, Deployment, DeploymentSpec, RollingUpdateDaemonSet,
         },
         core::v1::{
-            Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource,
-            Namespace, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec,
-            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Toleration, Volume,
+            Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
+            HostPathVolumeSource, Namespace, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
+            PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Toleration, Volume,
             VolumeMount, WeightedPodAffinityTerm,
         },
     },
@@ -28,8 +28,8 @@ use super::{
 
 const XTABLES_LOCK: &str = "/run/xtables.lock";
 
-fn image(name: &str) -> Option<String> {
-    Some(format!("entra-pod-identity/{name}:{}", env!("CARGO_PKG_VERSION")))
+fn image(name: &str) -> String {
+    format!("entra-pod-identity/{name}:{}", env!("CARGO_PKG_VERSION"))
 }
 
 fn probe(path: &str, port: i32, host: Option<&str>, failures: i32) -> Probe {
@@ -51,16 +51,16 @@ fn port(name: &str, number: i32) -> ContainerPort {
     ContainerPort { name: Some(name.into()), container_port: number, ..ContainerPort::default() }
 }
 
-fn resources(cpu: &str, memory: &str, limit: &str) -> Option<ResourceRequirements> {
+fn resources(cpu: &str, memory: &str, limit: &str) -> ResourceRequirements {
     let quantities = |list: &[(&str, &str)]| -> Option<BTreeMap<String, Quantity>> {
         Some(list.iter().map(|(k, v)| ((*k).into(), Quantity((*v).into()))).collect())
     };
-    Some(ResourceRequirements {
+    ResourceRequirements {
         requests: quantities(&[("cpu", cpu), ("memory", memory)]),
         // No limit on CPU: throttling would show as latency of every token.
         limits: quantities(&[("memory", limit)]),
         ..ResourceRequirements::default()
-    })
+    }
 }
 
 fn from_field(variable: &str, path: &str) -> EnvVar {
@@ -86,12 +86,12 @@ fn confined(add: &[&str]) -> SecurityContext {
     }
 }
 
-fn runtime_default() -> Option<SeccompProfile> {
-    Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() })
+fn runtime_default() -> SeccompProfile {
+    SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }
 }
 
-fn linux() -> Option<BTreeMap<String, String>> {
-    Some(BTreeMap::from([("kubernetes.io/os".into(), "linux".into())]))
+fn linux() -> BTreeMap<String, String> {
+    BTreeMap::from([("kubernetes.io/os".into(), "linux".into())])
 }
 
 fn pod_meta(component: &str) -> ObjectMeta {
@@ -108,7 +108,9 @@ pub(super) fn namespace() -> anyhow::Result<String> {
     metadata.labels =
         Some(BTreeMap::from([("pod-security.kubernetes.io/enforce".to_owned(), "privileged".to_owned())]));
     Ok(yaml::render(
-        &["`privileged` because the node daemon uses the host's network and its netfilter; nothing else should run here."],
+        &[
+            "`privileged` because the node daemon uses the host's network and its netfilter; nothing else should run here.",
+        ],
         &[yaml::document(&Namespace { metadata, ..Namespace::default() })?],
     ))
 }
@@ -117,7 +119,7 @@ pub(super) fn namespace() -> anyhow::Result<String> {
 pub(super) fn controller() -> anyhow::Result<String> {
     let container = Container {
         name: "controller".into(),
-        image: image("controller"),
+        image: Some(image("controller")),
         args: Some(vec![
             format!("--lease-namespace={NAMESPACE}"),
             format!("--lease-name={LEASE}"),
@@ -130,20 +132,20 @@ pub(super) fn controller() -> anyhow::Result<String> {
         ports: Some(vec![port("probes", 8080), port("metrics", 8888)]),
         liveness_probe: Some(probe("/healthz", 8080, None, 3)),
         readiness_probe: Some(probe("/readyz", 8080, None, 1)),
-        resources: resources("50m", "64Mi", "512Mi"),
+        resources: Some(resources("50m", "64Mi", "512Mi")),
         security_context: Some(confined(&[])),
         ..Container::default()
     };
     let deployment = Deployment {
         metadata: ObjectMeta { labels: Some(labels("controller")), ..meta(CONTROLLER) },
-        spec: Some(DeploymentSpec {
+        spec: DeploymentSpec {
             replicas: Some(2),
             selector: selector("controller"),
             template: PodTemplateSpec {
                 metadata: Some(pod_meta("controller")),
                 spec: Some(PodSpec {
                     service_account_name: Some(CONTROLLER.into()),
-                    node_selector: linux(),
+                    node_selector: Some(linux()),
                     priority_class_name: Some("system-cluster-critical".into()),
                     affinity: Some(Affinity {
                         pod_anti_affinity: Some(PodAntiAffinity {
@@ -163,7 +165,7 @@ pub(super) fn controller() -> anyhow::Result<String> {
                         run_as_non_root: Some(true),
                         run_as_user: Some(65532),
                         run_as_group: Some(65532),
-                        seccomp_profile: runtime_default(),
+                        seccomp_profile: Some(runtime_default()),
                         ..PodSecurityContext::default()
                     }),
                     containers: vec![container],
@@ -171,7 +173,7 @@ pub(super) fn controller() -> anyhow::Result<String> {
                 }),
             },
             ..DeploymentSpec::default()
-        }),
+        },
         ..Deployment::default()
     };
     Ok(yaml::render(
@@ -184,7 +186,7 @@ pub(super) fn controller() -> anyhow::Result<String> {
 pub(super) fn node() -> anyhow::Result<String> {
     let container = Container {
         name: "node".into(),
-        image: image("node"),
+        image: Some(image("node")),
         args: Some(vec![
             "--node-address=$(NODE_IP)".into(),
             "--probe-address=127.0.0.1:8085".into(),
@@ -194,7 +196,7 @@ pub(super) fn node() -> anyhow::Result<String> {
         env: Some(vec![from_field("NODE_NAME", "spec.nodeName"), from_field("NODE_IP", "status.hostIP")]),
         liveness_probe: Some(probe("/healthz", 8085, Some("127.0.0.1"), 3)),
         readiness_probe: Some(probe("/readyz", 8085, Some("127.0.0.1"), 1)),
-        resources: resources("20m", "24Mi", "128Mi"),
+        resources: Some(resources("20m", "24Mi", "128Mi")),
         security_context: Some(SecurityContext {
             run_as_user: Some(0),
             // NET_ADMIN: the redirect; NET_RAW: iptables of the legacy variant reads its tables through a raw socket.
@@ -209,7 +211,7 @@ pub(super) fn node() -> anyhow::Result<String> {
     };
     let daemon_set = DaemonSet {
         metadata: ObjectMeta { labels: Some(labels("node")), ..meta(NODE) },
-        spec: Some(DaemonSetSpec {
+        spec: DaemonSetSpec {
             selector: selector("node"),
             update_strategy: Some(DaemonSetUpdateStrategy {
                 type_: Some("RollingUpdate".into()),
@@ -225,14 +227,11 @@ pub(super) fn node() -> anyhow::Result<String> {
                     host_network: Some(true),
                     // The node's own resolver: tokens must not wait for the cluster's DNS.
                     dns_policy: Some("Default".into()),
-                    node_selector: linux(),
+                    node_selector: Some(linux()),
                     priority_class_name: Some("system-node-critical".into()),
-                    tolerations: Some(vec![Toleration {
-                        operator: Some("Exists".into()),
-                        ..Toleration::default()
-                    }]),
+                    tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
                     security_context: Some(PodSecurityContext {
-                        seccomp_profile: runtime_default(),
+                        seccomp_profile: Some(runtime_default()),
                         ..PodSecurityContext::default()
                     }),
                     containers: vec![container],
@@ -248,7 +247,7 @@ pub(super) fn node() -> anyhow::Result<String> {
                 }),
             },
             ..DaemonSetSpec::default()
-        }),
+        },
         ..DaemonSet::default()
     };
     Ok(yaml::render(

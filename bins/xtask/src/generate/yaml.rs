@@ -14,8 +14,7 @@ pub(super) fn document(object: &impl Serialize) -> anyhow::Result<String> {
 pub(super) fn render(comment: &[&str], documents: &[String]) -> String {
     let mut out = String::from(HEADER);
     for line in comment {
-        out.push_str("# ");
-        out.push_str(line);
+        out.push_str(format!("# {line}").trim_end());
         out.push('\n');
     }
     for document in documents {
