@@ -1,1 +1,60 @@
-//! identity-broker
+//! The token broker: the managed-identity endpoint as tower services, the cache behind it, credentials, the clients of
+//! Entra and of the node's IMDS, and the audit hook on the way of every token.
+//!
+//! ```text
+//! accept ─ original destination ─ path ─ header ─ parameters ─ decide ─ Tokens::get ─ decide ─ audit ─ decide ─ answer
+//! ```
+//!
+//! Nothing here reads the environment or the wall clock. A broker is put together from its parts:
+//!
+//! ```
+//! use std::{collections::BTreeMap, sync::Arc};
+//! use identity_broker::{
+//!     Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, LogAudit, Metrics, SecretData, SecretSource,
+//!     SecretSourceError, ServerConfig, UpstreamConfig, serve,
+//! };
+//! use identity_core::lookup::Published;
+//!
+//! struct NoSecrets;
+//! impl SecretSource for NoSecrets {
+//!     fn get<'a>(
+//!         &'a self, _: &'a str, _: &'a str,
+//!     ) -> futures::future::BoxFuture<'a, Result<SecretData, SecretSourceError>> {
+//!         Box::pin(async { Err(SecretSourceError::NotFound) })
+//!     }
+//! }
+//!
+//! # async fn run(published: Arc<Published>, tls: rustls::ClientConfig, listener: tokio::net::TcpListener) {
+//! let clock = || jiff::Timestamp::from_second(1_800_000_000).unwrap(); // a binary passes jiff::Timestamp::now
+//! let metrics = Arc::new(Metrics::default());
+//! let azure = Azure::new(UpstreamConfig::default(), tls, Arc::new(NoSecrets), clock, Arc::clone(&metrics));
+//! let tokens = Cache::new(azure, clock, CacheConfig::default(), Arc::clone(&metrics));
+//! let broker = Broker::new(published, tokens, LogAudit, clock, BrokerConfig::default(), metrics);
+//! let shutdown = tokio_util::sync::CancellationToken::new();
+//! serve(listener, Kernel, broker, ServerConfig::default(), shutdown).await;
+//! # }
+//! ```
+
+pub mod audit;
+mod clock;
+mod decide;
+mod digest;
+pub mod endpoint;
+mod metrics;
+mod secrets;
+mod server;
+pub mod tokens;
+mod upstream;
+
+pub use audit::{AuditError, AuditRecord, AuditSink, LogAudit};
+pub use clock::Clock;
+pub use decide::Decide;
+pub use endpoint::{Broker, BrokerConfig, OnAuditFailure};
+pub use metrics::{Metrics, Reason, Turned};
+pub use secrets::{SecretData, SecretSource, SecretSourceError};
+pub use server::{Kernel, OriginalDestination, ServerConfig, serve};
+pub use tokens::{Backend, Cache, CacheConfig, Token, TokenError, Tokens};
+pub use upstream::{
+    AuthorityError, AuthorityHosts, Azure, CredentialError, CredentialProblem, DEFAULT_AUTHORITY, DEFAULT_HOSTS,
+    UpstreamConfig,
+};

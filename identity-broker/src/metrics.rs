@@ -1,0 +1,196 @@
+//! Prometheus metrics. Every label set is bounded and made beforehand: counting is one atomic addition.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident => $word:literal,)*) => {
+        /// How a request ended, from a bounded set.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// In a word.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A token was issued.
+    Issued => "issued",
+    /// The request target is ambiguous or too long.
+    BadTarget => "bad_target",
+    /// No `Metadata: true`; probes of SDKs end here.
+    MetadataHeader => "metadata_header",
+    /// `X-Forwarded-For` is present.
+    Forwarded => "forwarded",
+    /// Not GET.
+    Method => "method",
+    /// A parameter is wrong.
+    BadQuery => "bad_query",
+    /// No such path.
+    NotFound => "not_found",
+    /// A blocked path.
+    Blocked => "blocked",
+    /// A host-network pod or the node itself.
+    HostNetwork => "host_network",
+    /// The address belongs to another pod than the connection began with.
+    AddressChangedHands => "address_changed_hands",
+    /// No binding selects the pod.
+    NoBinding => "no_binding",
+    /// The named identity is not the pod's.
+    IdentityNotFound => "identity_not_found",
+    /// Several identities and none named.
+    MultipleIdentities => "multiple_identities",
+    /// The audience is not allowed.
+    Audience => "audience",
+    /// No pod has the address yet.
+    UnknownAddress => "unknown_address",
+    /// Several pods have the address.
+    AmbiguousAddress => "ambiguous_address",
+    /// The assignment has yet to come.
+    NotAssignedYet => "not_assigned_yet",
+    /// The decision changed while the token was got.
+    Unsettled => "unsettled",
+    /// Too many requests of the pod are waiting.
+    TooManyHeld => "too_many_held",
+    /// Entra or IMDS refused.
+    UpstreamRefused => "upstream_refused",
+    /// Entra, IMDS or the source of secrets does not answer.
+    UpstreamUnavailable => "upstream_unavailable",
+    /// The identity's objects are wrong.
+    Misconfigured => "misconfigured",
+    /// The audit record could not be written.
+    Audit => "audit",
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UpstreamLabel {
+    upstream: &'static str,
+    outcome: &'static str,
+}
+
+/// Why a connection was not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// It was dialled directly, not redirected.
+    Direct,
+    /// The peer has too many connections.
+    PerPeer,
+    /// There are too many connections.
+    Total,
+}
+
+impl Turned {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::PerPeer => "per_peer_limit",
+            Self::Total => "total_limit",
+        }
+    }
+}
+
+/// The metrics of a broker.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: Vec<Counter>,
+    turned: [Counter; 3],
+    upstream: Family<UpstreamLabel, Histogram>,
+    /// Connections open now.
+    pub connections: Gauge,
+    /// Requests held now.
+    pub held: Gauge,
+    /// Tokens answered from the cache.
+    pub cache_hits: Counter,
+    /// Requests made upstream for the cache.
+    pub cache_misses: Counter,
+    /// Keys removed to keep the cache small.
+    pub cache_evictions: Counter,
+}
+
+impl Metrics {
+    /// Makes them and registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let requests = Family::<ReasonLabel, Counter>::default();
+        let turned = Family::<ReasonLabel, Counter>::default();
+        let upstream = Family::<UpstreamLabel, Histogram>::new_with_constructor(|| {
+            Histogram::new([0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+        });
+        let registry = registry.sub_registry_with_prefix("entra_pod_identity_broker");
+        registry.register("requests", "Requests by how they ended", requests.clone());
+        registry.register("connections_refused", "Connections not served, and why", turned.clone());
+        registry.register_with_unit("upstream", "Requests to Entra and IMDS", Unit::Seconds, upstream.clone());
+        let this = Self {
+            requests: Reason::ALL
+                .iter()
+                .map(|reason| requests.get_or_create(&ReasonLabel { reason: reason.as_str() }).clone())
+                .collect(),
+            turned: [Turned::Direct, Turned::PerPeer, Turned::Total]
+                .map(|turned_away| turned.get_or_create(&ReasonLabel { reason: turned_away.as_str() }).clone()),
+            upstream,
+            connections: Gauge::default(),
+            held: Gauge::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            cache_evictions: Counter::default(),
+        };
+        registry.register("connections", "Connections open now", this.connections.clone());
+        registry.register("held_requests", "Requests held now", this.held.clone());
+        registry.register("cache_hits", "Tokens answered from the cache", this.cache_hits.clone());
+        registry.register("cache_misses", "Requests upstream for the cache", this.cache_misses.clone());
+        registry.register("cache_evictions", "Keys removed from the cache", this.cache_evictions.clone());
+        this
+    }
+
+    /// Counts a request.
+    pub fn request(&self, reason: Reason) {
+        if let Some(counter) = self.requests.get(reason as usize) {
+            counter.inc();
+        }
+    }
+
+    /// Requests that ended so.
+    pub fn requests(&self, reason: Reason) -> u64 {
+        self.requests.get(reason as usize).map_or(0, Counter::get)
+    }
+
+    /// Counts a connection that is not served.
+    pub fn turned_away(&self, turned: Turned) {
+        if let Some(counter) = self.turned.get(turned as usize) {
+            counter.inc();
+        }
+    }
+
+    /// Connections that were not served for this reason.
+    pub fn turned(&self, turned: Turned) -> u64 {
+        self.turned.get(turned as usize).map_or(0, Counter::get)
+    }
+
+    /// Records a request upstream.
+    pub(crate) fn upstream(&self, upstream: &'static str, outcome: &'static str, took: Duration) {
+        self.upstream.get_or_create(&UpstreamLabel { upstream, outcome }).observe(took.as_secs_f64());
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new(&mut Registry::default())
+    }
+}

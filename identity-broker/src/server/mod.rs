@@ -1,0 +1,199 @@
+//! The HTTP server: accepts, checks where each connection was going, serves within limits, stops gracefully.
+
+mod original;
+mod peers;
+
+use std::{
+    io,
+    net::{SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use original::{Kernel, OriginalDestination};
+
+use self::peers::{Peers, Place};
+use crate::{
+    audit::AuditSink,
+    clock::Clock,
+    decide::Decide,
+    endpoint::{Broker, Connection, JSON, SERVER_NAME},
+    metrics::{Metrics, Turned},
+    tokens::Tokens,
+};
+
+/// Limits of the server.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The metadata address: only connections that were going there are served.
+    pub metadata: SocketAddrV4,
+    /// For the head of a request, and for a kept-alive connection without one.
+    pub header_timeout: Duration,
+    /// The largest head of a request, in bytes (at least 8192).
+    pub max_head: usize,
+    /// The most connections.
+    pub max_connections: usize,
+    /// The most connections of one address.
+    pub max_connections_per_peer: usize,
+    /// How long connections may take to end when the server stops.
+    pub drain: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            metadata: SocketAddrV4::new(std::net::Ipv4Addr::new(169, 254, 169, 254), 80),
+            header_timeout: Duration::from_secs(30),
+            max_head: 24 * 1024,
+            max_connections: 4096,
+            max_connections_per_peer: 128,
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until `shutdown`, then lets requests under way end, for at most [`ServerConfig::drain`].
+pub async fn serve<D, T, A, C>(
+    listener: TcpListener,
+    original: impl OriginalDestination,
+    broker: Arc<Broker<D, T, A, C>>,
+    config: ServerConfig,
+    shutdown: CancellationToken,
+) where
+    D: Decide,
+    T: Tokens,
+    A: AuditSink,
+    C: Clock,
+{
+    let metrics = Arc::clone(broker.metrics());
+    let peers = Peers::new(config.max_connections, config.max_connections_per_peer);
+    let graceful = GracefulShutdown::new();
+    let tasks = TaskTracker::new();
+    let cut = CancellationToken::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(config.max_head.max(8192));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or the peer went away: neither ends the server, nor may it spin.
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let place = match peers.enter(peer.ip()) {
+            Ok(place) => place,
+            Err(turned) => {
+                metrics.turned_away(turned);
+                continue;
+            }
+        };
+        let open = Open::new(place, &metrics);
+        if !going_to(&config, &original, &stream) {
+            metrics.turned_away(Turned::Direct);
+            tracing::warn!(%peer, "refused a connection that was not redirected from the metadata address");
+            let cut = cut.clone();
+            tasks.spawn(async move {
+                tokio::select! { () = turn_away(stream) => {}, () = cut.cancelled() => {} }
+                drop(open);
+            });
+            continue;
+        }
+        // Answers are small and waited for.
+        let _ = stream.set_nodelay(true);
+        let connection = Connection::new(peer, broker.now());
+        let service = TowerToHyperService::new(broker.stack(connection));
+        let served = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let cut = cut.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                done = served => if let Err(error) = done { tracing::debug!(%peer, %error, "connection") },
+                () = cut.cancelled() => {}
+            }
+            drop(open);
+        });
+    }
+    drop(listener);
+    tasks.close();
+    let drained = async {
+        graceful.shutdown().await;
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(config.drain, drained).await.is_err() {
+        cut.cancel();
+        tasks.wait().await;
+    }
+}
+
+/// A connection that counts.
+struct Open {
+    _place: Place,
+    metrics: Arc<Metrics>,
+}
+
+impl Open {
+    fn new(place: Place, metrics: &Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self { _place: place, metrics: Arc::clone(metrics) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}
+
+fn going_to(config: &ServerConfig, original: &impl OriginalDestination, stream: &TcpStream) -> bool {
+    match original.original_destination(stream) {
+        Ok(destination) => destination == SocketAddr::V4(config.metadata),
+        Err(error) => {
+            // The connection is refused either way; a kernel without connection tracking would refuse all.
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(%error, "the original destination of a connection could not be read");
+            }
+            false
+        }
+    }
+}
+
+/// Says why, and closes. No request is read for its meaning.
+async fn turn_away(mut stream: TcpStream) {
+    let body = r#"{"error":"access_denied","error_description":"This port serves only what is redirected from the metadata address"}"#;
+    let answer = format!(
+        "HTTP/1.1 403 Forbidden\r\nContent-Type: {JSON}\r\nServer: {SERVER_NAME}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let exchange = async {
+        // Something of the request has to be there, or some clients take the answer for none.
+        let mut discarded = [0; 4096];
+        let _ = stream.read(&mut discarded).await?;
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Closing with unread input would reset the connection and lose the answer.
+        for _ in 0..16 {
+            if stream.read(&mut discarded).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), exchange).await;
+}

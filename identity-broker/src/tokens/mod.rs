@@ -1,0 +1,121 @@
+//! Getting tokens: the interface, and what may go wrong.
+
+mod cache;
+mod token;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use identity_core::lookup::Identity;
+use thiserror::Error;
+
+pub(crate) use cache::same;
+pub use cache::{Cache, CacheConfig};
+pub(crate) use token::Answer;
+pub use token::Token;
+
+/// Gets tokens. Whether the caller may have one has been decided before.
+pub trait Tokens: Send + Sync + 'static {
+    /// A token of `identity` for `resource` (as the pod sent it).
+    fn get(
+        &self,
+        identity: &Arc<Identity>,
+        resource: &str,
+    ) -> impl Future<Output = Result<Arc<Token>, TokenError>> + Send;
+}
+
+/// Where tokens come from when none is at hand.
+pub trait Backend: Send + Sync + 'static {
+    /// Version of the credential that backs `identity`, as far as known; 0 when it has none or none is known.
+    fn credential_version(&self, identity: &Identity) -> u64;
+
+    /// Asks upstream. Bounded in time by the implementation.
+    fn fetch(&self, identity: &Arc<Identity>, resource: &str)
+    -> impl Future<Output = Result<Token, TokenError>> + Send;
+}
+
+/// Why there is no token. Never holds a secret.
+#[derive(Clone, Debug, Error)]
+pub enum TokenError {
+    /// Entra or IMDS refused for good: asking again changes nothing.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The identity cannot work as its objects are.
+    #[error("AzureIdentity {identity}: {message}")]
+    Misconfigured {
+        /// Namespace and name.
+        identity: String,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// Not now.
+    #[error("{message}")]
+    Unavailable {
+        /// What did not work.
+        message: String,
+        /// When it is worth asking again.
+        retry_after: Duration,
+    },
+}
+
+/// A refusal by Entra or IMDS.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// `error`, one of the words the endpoint knows.
+    pub error: RefusalKind,
+    /// The first line of `error_description` (with the AADSTS code), or of the text.
+    pub description: String,
+    /// Trace id, for Microsoft's support.
+    pub trace_id: Option<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.description)
+    }
+}
+
+/// `error` of a refusal, from a bounded set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// `invalid_request`, and whatever is not known.
+    InvalidRequest,
+    /// `invalid_client`.
+    InvalidClient,
+    /// `invalid_resource`.
+    InvalidResource,
+    /// `invalid_scope`.
+    InvalidScope,
+    /// `unauthorized_client`.
+    UnauthorizedClient,
+    /// `access_denied`.
+    AccessDenied,
+}
+
+impl RefusalKind {
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::InvalidClient => "invalid_client",
+            Self::InvalidResource => "invalid_resource",
+            Self::InvalidScope => "invalid_scope",
+            Self::UnauthorizedClient => "unauthorized_client",
+            Self::AccessDenied => "access_denied",
+        }
+    }
+
+    /// The kind of an upstream's word.
+    pub fn of(word: &str) -> Self {
+        [Self::InvalidClient, Self::InvalidResource, Self::InvalidScope, Self::UnauthorizedClient, Self::AccessDenied]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+            .unwrap_or(Self::InvalidRequest)
+    }
+}
+
+impl TokenError {
+    pub(crate) fn misconfigured(identity: &Identity, message: impl Into<String>) -> Self {
+        let object = &identity.object;
+        Self::Misconfigured { identity: format!("{}/{}", object.namespace, object.name), message: message.into() }
+    }
+}

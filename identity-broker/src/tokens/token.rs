@@ -1,0 +1,181 @@
+//! A token as the endpoint answers it.
+
+use std::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretBox};
+use serde::Deserialize;
+
+/// What an upstream answered, before it is shaped for the endpoint.
+pub(crate) struct Answer<'a> {
+    /// The token.
+    pub access_token: &'a str,
+    /// `resource`, as the pod sent it.
+    pub resource: &'a str,
+    /// The application or managed identity it is for.
+    pub client_id: Option<&'a str>,
+    /// When it ends.
+    pub expires_on: Timestamp,
+    /// When the request for it was made.
+    pub now: Timestamp,
+    /// Version of the credential it was got with.
+    pub credential: u64,
+    /// The upstream's id of the request.
+    pub request_id: Option<&'a str>,
+}
+
+/// A token, its answer rendered as far as it does not depend on the time of asking.
+pub struct Token {
+    /// `{"access_token":…,…` without the closing brace.
+    prefix: SecretBox<[u8]>,
+    client_id: Option<Box<str>>,
+    expires_on: Timestamp,
+    issued: Timestamp,
+    credential: u64,
+    id: Box<str>,
+    request_id: Option<Box<str>>,
+}
+
+/// Claims worth knowing; tokens are opaque to their carriers, so that all of them are optional.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Claims {
+    nbf: Option<i64>,
+    uti: Option<String>,
+}
+
+impl Token {
+    pub(crate) fn new(answer: &Answer<'_>) -> Self {
+        let claims = claims(answer.access_token);
+        let id = crate::digest::hex16(claims.uti.as_deref().unwrap_or(answer.access_token).as_bytes());
+        let not_before = claims.nbf.unwrap_or_else(|| answer.now.as_second());
+        let mut prefix = Vec::with_capacity(answer.access_token.len() + answer.resource.len() + 256);
+        prefix.extend_from_slice(b"{\"access_token\":");
+        string(&mut prefix, answer.access_token);
+        if let Some(client_id) = answer.client_id {
+            prefix.extend_from_slice(b",\"client_id\":");
+            string(&mut prefix, client_id);
+        }
+        prefix.extend_from_slice(b",\"resource\":");
+        string(&mut prefix, answer.resource);
+        prefix.extend_from_slice(b",\"token_type\":\"Bearer\",\"not_before\":");
+        string(&mut prefix, &not_before.to_string());
+        Self {
+            prefix: SecretBox::new(prefix.into_boxed_slice()),
+            client_id: answer.client_id.map(Into::into),
+            expires_on: answer.expires_on,
+            issued: answer.now,
+            credential: answer.credential,
+            id: id.into(),
+            request_id: answer.request_id.map(Into::into),
+        }
+    }
+
+    /// When it ends.
+    pub const fn expires_on(&self) -> Timestamp {
+        self.expires_on
+    }
+
+    /// Seconds of life left at `now`; negative when it has ended.
+    pub fn remaining(&self, now: Timestamp) -> i64 {
+        self.expires_on.as_second() - now.as_second()
+    }
+
+    /// Seconds of life it began with.
+    pub fn lifetime(&self) -> i64 {
+        self.remaining(self.issued)
+    }
+
+    /// Version of the credential it was got with.
+    pub const fn credential(&self) -> u64 {
+        self.credential
+    }
+
+    /// The application or managed identity it is for.
+    pub fn client_id(&self) -> Option<&str> {
+        self.client_id.as_deref()
+    }
+
+    /// A name for this token that says nothing about it: a digest of its `uti` claim, or of the token.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The upstream's id of the request for it.
+    pub fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
+    }
+
+    /// The endpoint's answer, as if the token ended at `expires_on`. Every field is a string
+    /// (imds-and-clients §0, facts 3 and 4). `ext_expires_in` claims no more than `expires_in`.
+    pub fn render(&self, expires_on: Timestamp, now: Timestamp) -> Bytes {
+        use std::fmt::Write as _;
+        let prefix = self.prefix.expose_secret();
+        let left = (expires_on.as_second() - now.as_second()).max(0);
+        let mut body = BytesMut::with_capacity(prefix.len() + 96);
+        body.put_slice(prefix);
+        // Writing to a BytesMut grows it, it cannot fail.
+        let _ = write!(
+            body,
+            ",\"expires_in\":\"{left}\",\"expires_on\":\"{}\",\"ext_expires_in\":\"{left}\"}}",
+            expires_on.as_second()
+        );
+        body.freeze()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("id", &self.id)
+            .field("client_id", &self.client_id)
+            .field("expires_on", &self.expires_on)
+            .finish_non_exhaustive()
+    }
+}
+
+fn string(into: &mut Vec<u8>, text: &str) {
+    // A string always serialises, and writing to a Vec cannot fail.
+    let _ = serde_json::to_writer(into, text);
+}
+
+fn claims(token: &str) -> Claims {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    token
+        .split('.')
+        .nth(1)
+        .and_then(|payload| URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok())
+        .and_then(|payload| serde_json::from_slice(&payload).ok())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_a_string() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let end = Timestamp::from_second(1_800_003_600).unwrap();
+        let token = Token::new(&Answer {
+            access_token: "not.a-jwt",
+            resource: "api://\"quoted\"/",
+            client_id: Some("c"),
+            expires_on: end,
+            now,
+            credential: 0,
+            request_id: None,
+        });
+        let later = Timestamp::from_second(1_800_000_100).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&token.render(end, later)).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({
+                "access_token": "not.a-jwt", "client_id": "c", "resource": "api://\"quoted\"/", "token_type": "Bearer",
+                "not_before": "1800000000", "expires_in": "3500", "expires_on": "1800003600", "ext_expires_in": "3500",
+            })
+        );
+        assert!(!format!("{token:?}").contains("not.a-jwt"));
+    }
+}

@@ -1,0 +1,234 @@
+//! Tokens of service principals from Entra's v2 endpoint (imds-and-clients §3.1), through `oauth2`.
+
+use std::{fmt, time::Duration};
+
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use identity_core::lookup::Identity;
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, Header};
+use oauth2::{
+    AsyncHttpClient, AuthType, ClientId, ClientSecret, ErrorResponse, ExtraTokenFields, HttpRequest, HttpResponse,
+    RequestTokenError, Scope, StandardRevocableToken, StandardTokenResponse, TokenResponse, TokenUrl,
+    basic::{BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType},
+    url::Url,
+};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{
+    Failure,
+    credential::{Certificate, Credential},
+    http::{Clients, TransportError},
+};
+use crate::tokens::{Answer, Refusal, RefusalKind, Token, TokenError};
+
+/// How long an assertion is valid; Microsoft documents five to ten minutes.
+const ASSERTION_LIFETIME: i64 = 300;
+
+type EntraClient = oauth2::Client<
+    EntraError,
+    StandardTokenResponse<NoFields, BasicTokenType>,
+    BasicTokenIntrospectionResponse,
+    StandardRevocableToken,
+    BasicRevocationErrorResponse,
+>;
+
+/// One request for one token.
+pub(crate) struct TokenRequest<'a> {
+    pub identity: &'a Identity,
+    pub client_id: &'a str,
+    pub endpoint: &'a Url,
+    pub credential: &'a Credential,
+    pub version: u64,
+    pub resource: &'a str,
+}
+
+/// Asks once.
+pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Timestamp) -> Result<Token, Failure> {
+    let client = EntraClient::new(ClientId::new(request.client_id.to_owned()))
+        .set_auth_type(AuthType::RequestBody)
+        .set_token_uri(TokenUrl::from_url(request.endpoint.clone()));
+    let client = match request.credential {
+        Credential::Secret(secret) => client.set_client_secret(ClientSecret::new(secret.expose_secret().to_owned())),
+        Credential::Certificate(_) => client,
+    };
+    // A resource that ends in a slash keeps it: `https://x//.default` (imds-and-clients §3.1).
+    let mut exchange =
+        client.exchange_client_credentials().add_scope(Scope::new(format!("{}/.default", request.resource)));
+    if let Credential::Certificate(certificate) = request.credential {
+        let assertion = assertion(certificate, request.client_id, request.endpoint, now)
+            .map_err(|why| Failure::Permanent(TokenError::misconfigured(request.identity, why)))?;
+        exchange = exchange
+            .add_extra_param("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
+            .add_extra_param("client_assertion", assertion);
+    }
+    let http = Adapter { clients };
+    let answer = exchange.request_async(&http).await.map_err(|error| failure(error, request.credential))?;
+    let lifetime = answer.expires_in().unwrap_or_default();
+    let expires_on = i64::try_from(lifetime.as_secs())
+        .ok()
+        .and_then(|seconds| now.checked_add(jiff::SignedDuration::from_secs(seconds)).ok())
+        .filter(|end| *end > now)
+        .ok_or_else(|| transient("Entra's answer has no usable expires_in".to_owned(), None))?;
+    Ok(Token::new(&Answer {
+        access_token: answer.access_token().secret(),
+        resource: request.resource,
+        client_id: Some(request.client_id),
+        expires_on,
+        now,
+        credential: request.version,
+        request_id: None,
+    }))
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    aud: &'a str,
+    iss: &'a str,
+    sub: &'a str,
+    jti: String,
+    nbf: i64,
+    iat: i64,
+    exp: i64,
+}
+
+/// A client assertion as Microsoft documents it: PS256, `x5t#S256`.
+pub(crate) fn assertion(
+    certificate: &Certificate,
+    client_id: &str,
+    endpoint: &Url,
+    now: Timestamp,
+) -> Result<String, String> {
+    let mut header = Header::new(Algorithm::PS256);
+    header.x5t_s256 = Some(certificate.thumbprint.clone());
+    let now = now.as_second();
+    let claims = Claims {
+        aud: endpoint.as_str(),
+        iss: client_id,
+        sub: client_id,
+        jti: uuid::Uuid::new_v4().to_string(),
+        nbf: now,
+        iat: now,
+        exp: now + ASSERTION_LIFETIME,
+    };
+    jsonwebtoken::encode(&header, &claims, &certificate.key)
+        .map_err(|error| format!("the assertion could not be signed with the certificate's key: {error}"))
+}
+
+// === the answers ===
+
+/// Nothing beyond the standard fields is used.
+#[derive(Debug, Serialize, Deserialize)]
+struct NoFields {}
+
+impl ExtraTokenFields for NoFields {}
+
+/// An error body of Entra.
+#[derive(Debug, Serialize, Deserialize)]
+struct EntraError {
+    error: String,
+    #[serde(default)]
+    error_description: String,
+    #[serde(default)]
+    error_codes: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+}
+
+impl ErrorResponse for EntraError {}
+
+impl fmt::Display for EntraError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+/// Codes that pass by themselves (imds-and-clients §3.1).
+const TRANSIENT: [i64; 7] = [90033, 90006, 90024, 90012, 50033, 90055, 50196];
+
+fn failure<E: std::error::Error + 'static>(
+    error: RequestTokenError<E, EntraError>,
+    credential: &Credential,
+) -> Failure {
+    match error {
+        RequestTokenError::ServerResponse(answer) => {
+            let mut description = first_line(&answer.error_description);
+            if let Credential::Secret(secret) = credential {
+                // It never is in there; should it be one day, it must not go on.
+                description = description.replace(secret.expose_secret(), "[redacted]");
+            }
+            if description.is_empty() {
+                description = "Entra refused without saying why".to_owned();
+            }
+            if answer.error == "temporarily_unavailable" || answer.error_codes.iter().any(|c| TRANSIENT.contains(c)) {
+                return transient(description, None);
+            }
+            let refusal = Refusal { error: RefusalKind::of(&answer.error), description, trace_id: answer.trace_id };
+            if refusal.error == RefusalKind::InvalidClient {
+                Failure::Credential(TokenError::Refused(refusal))
+            } else {
+                Failure::Permanent(TokenError::Refused(refusal))
+            }
+        }
+        RequestTokenError::Request(error) => {
+            let error: &(dyn std::error::Error + 'static) = &error;
+            match error.downcast_ref::<AdapterError>() {
+                Some(AdapterError::Status { status, retry_after }) => {
+                    transient(format!("Entra answered {status}"), *retry_after)
+                }
+                _ => transient(format!("Entra: {error}"), None),
+            }
+        }
+        RequestTokenError::Parse(..) => transient("Entra's answer is not the JSON it should be".to_owned(), None),
+        RequestTokenError::Other(_) => transient("Entra's answer is empty or not JSON".to_owned(), None),
+    }
+}
+
+fn transient(message: String, retry_after: Option<Duration>) -> Failure {
+    Failure::Transient { message, retry_after }
+}
+
+/// "AADSTS7000215: Invalid client secret …" without the lines about traces that follow, without control characters.
+pub(super) fn first_line(description: &str) -> String {
+    let line = description.lines().next().unwrap_or_default();
+    let line = line.split(" Trace ID:").next().unwrap_or_default();
+    line.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+/// Seconds in a `Retry-After`, at most an hour.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.min(3600)))
+}
+
+// === the transport ===
+
+/// `oauth2` sees only answers it can read: 429 and 5xx, whose bodies are anything, end here.
+struct Adapter<'a> {
+    clients: &'a Clients,
+}
+
+#[derive(Debug, Error)]
+enum AdapterError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("{status}")]
+    Status { status: StatusCode, retry_after: Option<Duration> },
+}
+
+impl<'c> AsyncHttpClient<'c> for Adapter<'_> {
+    type Error = AdapterError;
+    type Future = futures::future::BoxFuture<'c, Result<HttpResponse, AdapterError>>;
+
+    fn call(&'c self, request: HttpRequest) -> Self::Future {
+        Box::pin(async move {
+            let answer = self.clients.tls(request).await?;
+            let status = answer.status();
+            if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+                return Err(AdapterError::Status { status, retry_after: retry_after(answer.headers()) });
+            }
+            Ok(answer)
+        })
+    }
+}

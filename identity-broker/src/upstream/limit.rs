@@ -1,0 +1,109 @@
+//! Upstream budgets: how many requests at a time, how many a second, how many of them retries.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
+
+/// At most so many at a time and so many a second (generic cell rate algorithm with a burst of one second's worth).
+#[derive(Debug)]
+pub(crate) struct Limit {
+    slots: Semaphore,
+    every: Duration,
+    next: Mutex<Option<Instant>>,
+}
+
+impl Limit {
+    /// `at_once` at a time, `a_second` a second.
+    pub(crate) fn new(at_once: usize, a_second: u32) -> Self {
+        Self { slots: Semaphore::new(at_once), every: Duration::from_secs(1) / a_second.max(1), next: Mutex::default() }
+    }
+
+    /// Waits for a turn; the turn ends when the result is dropped. Callers bound the wait.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let permit = self.slots.acquire().await.ok()?;
+        let at = {
+            let now = Instant::now();
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = next.map_or(now, |next| next.max(now)) + self.every;
+            *next = Some(due);
+            due.checked_sub(Duration::from_secs(1)).filter(|at| *at > now)
+        };
+        if let Some(at) = at {
+            tokio::time::sleep_until(at).await;
+        }
+        Some(permit)
+    }
+}
+
+/// Lets about one request in ten be a retry, beyond a small reserve: retries never multiply an outage.
+#[derive(Debug)]
+pub(crate) struct RetryBudget(AtomicI32);
+
+impl RetryBudget {
+    const COST: i32 = 10;
+    const MOST: i32 = 200;
+
+    pub(crate) const fn new() -> Self {
+        Self(AtomicI32::new(100))
+    }
+
+    /// A first attempt pays in.
+    pub(crate) fn deposit(&self) {
+        self.change(|balance| Some((balance + 1).min(Self::MOST)));
+    }
+
+    /// Whether a retry may be made; it is paid for.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.change(|balance| (balance >= Self::COST).then(|| balance - Self::COST))
+    }
+
+    fn change(&self, to: impl Fn(i32) -> Option<i32>) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, to).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn at_most_so_many_a_second() {
+        let limit = Limit::new(5, 20);
+        let begin = Instant::now();
+        for _ in 0..60 {
+            drop(limit.turn().await);
+        }
+        let took = begin.elapsed();
+        assert!(took >= Duration::from_millis(1900) && took <= Duration::from_millis(2200), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_most_so_many_at_once() {
+        let limit = Limit::new(2, 1000);
+        let (_one, two) = (limit.turn().await, limit.turn().await);
+        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn()).await.is_err());
+        drop(two);
+        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn()).await.is_ok());
+    }
+
+    #[test]
+    fn retries_are_a_share_of_requests() {
+        let budget = RetryBudget::new();
+        let granted = (0..1000)
+            .filter(|_| {
+                budget.deposit();
+                budget.withdraw()
+            })
+            .count();
+        assert!((100..=115).contains(&granted), "{granted}");
+    }
+}
