@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::{Either, Ready, ready};
 use http::{Method, Request, Response, request::Parts};
 use http_body_util::Full;
-use tower::{Layer, Service};
+use tower::Service;
 
 use super::{
     error::EndpointError,
@@ -101,18 +101,6 @@ impl<S> Normalise<S> {
     }
 }
 
-/// Layer of [`Normalise`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NormaliseLayer;
-
-impl<S> Layer<S> for NormaliseLayer {
-    type Service = Normalise<S>;
-
-    fn layer(&self, inner: S) -> Normalise<S> {
-        Normalise::new(inner)
-    }
-}
-
 impl<S, B> Service<Request<B>> for Normalise<S>
 where
     S: Service<Routed, Response = Response<Full<Bytes>>, Error = EndpointError>,
@@ -158,18 +146,6 @@ impl<S> RequireMetadata<S> {
     /// In front of `inner`.
     pub const fn new(inner: S) -> Self {
         Self { inner }
-    }
-}
-
-/// Layer of [`RequireMetadata`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RequireMetadataLayer;
-
-impl<S> Layer<S> for RequireMetadataLayer {
-    type Service = RequireMetadata<S>;
-
-    fn layer(&self, inner: S) -> RequireMetadata<S> {
-        RequireMetadata::new(inner)
     }
 }
 

@@ -47,8 +47,8 @@ impl Default for CacheConfig {
         Self {
             capacity: 4096,
             per_identity: 64,
-            refresh: Duration::from_secs(300),
-            urgent: Duration::from_secs(60),
+            refresh: Duration::from_mins(5),
+            urgent: Duration::from_mins(1),
             minimum: Duration::from_secs(10),
             backoff: Duration::from_secs(1),
             backoff_max: Duration::from_secs(30),

@@ -159,7 +159,7 @@ fn failure<E: std::error::Error + 'static>(
                 description = description.replace(secret.expose_secret(), "[redacted]");
             }
             if description.is_empty() {
-                description = "Entra refused without saying why".to_owned();
+                description.push_str("Entra refused without saying why");
             }
             if answer.error == "temporarily_unavailable" || answer.error_codes.iter().any(|c| TRANSIENT.contains(c)) {
                 return transient(description, None);

@@ -69,7 +69,7 @@ impl Clients {
             .enable_http1()
             .wrap_connector(inner);
         let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(60)).pool_max_idle_per_host(4);
+        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_mins(1)).pool_max_idle_per_host(4);
         Self { tls: builder.build(https), plain: builder.build(connector()), timeout }
     }
 

@@ -56,7 +56,7 @@ impl Default for UpstreamConfig {
             request_timeout: Duration::from_secs(5),
             total_timeout: Duration::from_secs(10),
             attempts: 3,
-            credential_age: Duration::from_secs(60),
+            credential_age: Duration::from_mins(1),
         }
     }
 }
