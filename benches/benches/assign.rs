@@ -77,7 +77,7 @@ async fn measure(plane: &ControlPlane, kind: u8, controller: &str, work: &Path) 
     };
     let both = async { tokio::try_join!(counting, creating) };
     let (last_assigned, (first_created, last_created)) =
-        tokio::time::timeout(Duration::from_secs(300), both).await.context("not all pods were assigned within 300 s")??;
+        tokio::time::timeout(Duration::from_mins(5), both).await.context("not all pods were assigned within 300 s")??;
     // What the controller writes late (status, a second write of the same) counts as well.
     settle(plane).await?;
 
@@ -206,7 +206,7 @@ fn start(program: &str, kubeconfig: &Path, work: &Path) -> anyhow::Result<Ended>
         .with_context(|| format!("cannot start {program}"))?;
     let mut child = Ended(child);
     let began = now();
-    while now() < began + Duration::from_secs(60) {
+    while now() < began + Duration::from_mins(1) {
         if let Some(status) = child.0.try_wait()? {
             bail!("the controller ended ({status}):\n{}", std::fs::read_to_string(work.join("controller.log"))?);
         }

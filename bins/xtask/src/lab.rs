@@ -163,6 +163,18 @@ impl Lab {
         Ok(Application { child, input: Some(input), output })
     }
 
+    /// Waits until a connection from inside a pod to the metadata endpoint is established: its request has been sent.
+    ///
+    /// # Errors
+    /// When there is none within 10 s.
+    pub fn wait_for_connection(&self, pod: &str) -> anyhow::Result<()> {
+        let there = clock::wait_for(Duration::from_secs(10), || {
+            let text = self.inside(pod, &["ss", "-Htn", "state", "established", "dst", "169.254.169.254"]).text()?;
+            Ok((!text.trim().is_empty()).then_some(()))
+        })?;
+        there.with_context(|| format!("no connection from {pod} to the metadata endpoint"))
+    }
+
     /// What the lab and both binaries have written so far.
     pub fn log(&self) -> String {
         let mut text = String::new();
