@@ -76,27 +76,48 @@ async fn measure(plane: &ControlPlane, kind: u8, controller: &str, work: &Path) 
         anyhow::Ok((first, now()))
     };
     let both = async { tokio::try_join!(counting, creating) };
-    let (last_assigned, (first_created, last_created)) =
-        tokio::time::timeout(Duration::from_mins(5), both).await.context("not all pods were assigned within 300 s")??;
+    let (last_assigned, (first_created, last_created)) = tokio::time::timeout(Duration::from_mins(5), both)
+        .await
+        .context("not all pods were assigned within 300 s")??;
     // What the controller writes late (status, a second write of the same) counts as well.
     settle(plane).await?;
 
     let events = plane.audit_events().await?;
     let own: Vec<_> = events.iter().filter(|event| event.user == CONTROLLER && event.is_write()).collect();
     let of = |resource: &str| own.iter().filter(|event| event.resource == resource).count();
-    ensure!(of("azureassignedidentities") >= PODS, "the audit log has {} writes of assignments", of("azureassignedidentities"));
+    ensure!(
+        of("azureassignedidentities") >= PODS,
+        "the audit log has {} writes of assignments",
+        of("azureassignedidentities")
+    );
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
     let per_pod = of("azureassignedidentities") as f64 / PODS as f64;
     let beyond = last_assigned.saturating_duration_since(last_created).as_secs_f64();
     let creation = last_created.duration_since(first_created).as_secs_f64();
     let (suffix, bar_seconds, bar_writes) = if kind == 0 { ("_type0", 10.0, 2.0) } else { ("", 5.0, 1.0) };
-    let row = |id: &str, what: String, value: f64, unit: &str, bar: Option<f64>| {
-        json!({"id": format!("{id}{suffix}"), "what": what, "value": value, "unit": unit, "min": value, "max": value, "bar": bar, "met": null})
-    };
+    let row = |id: &str, what: String, value: f64, unit: &str, bar: Option<f64>| json!({"id": format!("{id}{suffix}"), "what": what, "value": value, "unit": unit, "min": value, "max": value, "bar": bar, "met": null});
     Ok(json!([
-        row("assign_2000_s", format!("last of {PODS} pods created to last assigned, type {kind}"), beyond, "s", Some(bar_seconds)),
-        row("writes_per_pod", format!("writes of assignments for a pod, type {kind}"), per_pod, "writes", Some(bar_writes)),
-        row("create_2000_s", format!("creating the {PODS} pods, {IN_FLIGHT} in flight, controller running, type {kind}"), creation, "s", None),
+        row(
+            "assign_2000_s",
+            format!("last of {PODS} pods created to last assigned, type {kind}"),
+            beyond,
+            "s",
+            Some(bar_seconds)
+        ),
+        row(
+            "writes_per_pod",
+            format!("writes of assignments for a pod, type {kind}"),
+            per_pod,
+            "writes",
+            Some(bar_writes)
+        ),
+        row(
+            "create_2000_s",
+            format!("creating the {PODS} pods, {IN_FLIGHT} in flight, controller running, type {kind}"),
+            creation,
+            "s",
+            None
+        ),
     ]))
 }
 
@@ -151,11 +172,17 @@ async fn prepare(plane: &ControlPlane, kind: u8) -> anyhow::Result<()> {
             json!({"type": kind, "clientID": client_id, "tenantID": "22222222-2222-4222-8222-222222222222",
                    "clientPassword": {"name": "secret", "namespace": NAMESPACE}})
         };
-        create(&identities, from(json!({"apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity",
-            "metadata": {"name": name}, "spec": spec}))?)
+        create(
+            &identities,
+            from(json!({"apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity",
+            "metadata": {"name": name}, "spec": spec}))?,
+        )
         .await?;
-        create(&bindings, from(json!({"apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentityBinding",
-            "metadata": {"name": name}, "spec": {"azureIdentity": name, "selector": name}}))?)
+        create(
+            &bindings,
+            from(json!({"apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentityBinding",
+            "metadata": {"name": name}, "spec": {"azureIdentity": name, "selector": name}}))?,
+        )
         .await?;
     }
     Ok(())
@@ -177,7 +204,9 @@ async fn create<K>(api: &Api<K>, object: K) -> anyhow::Result<()>
 where
     K: Resource + Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
 {
-    api.create(&PostParams::default(), &object).await.with_context(|| format!("cannot create {}", object.name_any()))?;
+    api.create(&PostParams::default(), &object)
+        .await
+        .with_context(|| format!("cannot create {}", object.name_any()))?;
     Ok(())
 }
 

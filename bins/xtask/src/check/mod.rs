@@ -69,7 +69,7 @@ fn formatting() -> anyhow::Result<()> {
 }
 
 fn lints() -> anyhow::Result<()> {
-    let clippy = || Cmd::cargo().args(["clippy", "--quiet", "--workspace", "--locked"]);
+    let clippy = || Cmd::cargo().args(["clippy", "--quiet", "--workspace", "--locked", "--keep-going"]);
     clippy().args(["--all-targets", "--", "-D", "warnings"]).run()?;
     // The tiers that plain `cargo test` leaves out (`test = false`) are left out by --all-targets as well.
     clippy().args(["--test", "*", "--", "-D", "warnings"]).run()
@@ -85,7 +85,7 @@ fn licences() -> anyhow::Result<()> {
 
 fn documentation() -> anyhow::Result<()> {
     Cmd::cargo()
-        .args(["doc", "--quiet", "--workspace", "--no-deps", "--locked", "--document-private-items"])
+        .args(["doc", "--quiet", "--workspace", "--no-deps", "--locked", "--keep-going", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")
         .run()
 }
