@@ -66,9 +66,17 @@ fn fill(directory: &Path) -> anyhow::Result<()> {
         pod("wrong-password", "", ""),
         pod("refused", "", ""),
         pod("outside", "", ""),
+        // It runs; its address is not published.
+        pod("early", "", "status: {podIP: ''}"),
         pod("finished", "", "status: {phase: Succeeded}"),
         pod("hostnet", "  hostNetwork: true\n", ""),
     ];
+    // Entra knows the application, by another secret.
+    files::replace(
+        &directory.join("lab.yaml"),
+        "tenants:\n- id: 22222222-2222-4222-8222-222222222222\n  applications:\n  \
+         - {clientId: bbbbbbbb-0000-4000-8000-000000000006, secrets: [{value: the-right-secret}]}\n",
+    )?;
     files::replace(&directory.join("bad-pods.yaml"), &pods.join("---\n"))
 }
 
@@ -214,11 +222,10 @@ fn wrong_password(lab: &Lab) -> anyhow::Result<()> {
 fn refused_by_entra(lab: &Lab) -> anyhow::Result<()> {
     let secret = credentials::secret("refused", &[("clientSecret", WRONG_SECRET.as_bytes())]);
     let more = "  clientPassword: {name: refused, namespace: demo}\n";
-    // The lab makes its directory from the manifests; an application it is told nothing about does not exist in it.
     let identity = identity("refused", 1, "bbbbbbbb-0000-4000-8000-000000000006", more);
     lab.write("refused.yaml", &format!("{secret}---\n{identity}"))?;
-    refused_with(lab, "demo/refused", &["AADSTS"])?;
-    lab.wait_for_log("AADSTS", Duration::from_secs(10))?;
+    refused_with(lab, "demo/refused", &["AADSTS7000215"])?;
+    lab.wait_for_log("AADSTS7000215", Duration::from_secs(10))?;
     Ok(())
 }
 
@@ -253,21 +260,11 @@ fn two_pods_one_address(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn unknown_address(lab: &Lab) -> anyhow::Result<()> {
-    // A second address in a pod's namespace that no object mentions.
-    let own = address_of(lab, "demo/nobody")?;
-    let (address, length) = own.split_once('/').context("no prefix length")?;
-    let (network, _) = address.rsplit_once('.').context("not an IPv4 address")?;
-    let other = format!("{network}.243");
-    let device = lab.inside("demo/nobody", &["ip", "-4", "-o", "address", "show", "scope", "global"]).text()?;
-    let device = device.split_whitespace().nth(1).context("no device")?.to_owned();
-    let with_length = format!("{other}/{length}");
-    lab.inside("demo/nobody", &["ip", "address", "add", &with_length, "dev", &device]).run_quietly()?;
-    let url = format!("http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&{VAULT}");
-    let answer =
-        lab.curl("demo/nobody", &["--interface", &other, "-H", "Metadata: true", "-D", "/dev/stderr", &url])?;
+    lab.write("early-binding.yaml", &binding("early", "app-secret"))?;
+    let answer = lab.ask("demo/early", VAULT)?;
     ensure!(answer.status == 503 && answer.field("access_token").is_empty(), "{answer:?}");
     ensure!(!answer.field("error").is_empty(), "not the endpoint's error shape: {}", answer.body);
-    lab.inside("demo/nobody", &["ip", "address", "del", &with_length, "dev", &device]).run_quietly()
+    Ok(())
 }
 
 fn finished_pod(lab: &Lab) -> anyhow::Result<()> {
