@@ -4,6 +4,8 @@
 //! returned as data.
 
 pub mod assign;
+pub mod explain;
 pub mod lookup;
 pub mod object;
 pub mod pod;
+pub mod selector;

@@ -10,6 +10,13 @@ pub use action::{
 
 use jiff::Timestamp;
 
+/// Type of the condition: the spec means something and can be used.
+pub const VALID: &str = "Valid";
+/// Type of a binding's condition: its identity exists.
+pub const IDENTITY_FOUND: &str = "IdentityFound";
+/// Reason of a binding's `Valid=False`: its identity exists, but cannot be used.
+pub const IDENTITY_UNUSABLE: &str = "IdentityUnusable";
+
 /// Everything the controller knows, joined.
 #[derive(Debug)]
 pub struct Index {

@@ -1,9 +1,30 @@
 //! Pods and assignments of one node in, immutable [`Snapshot`] out; `(caller, request, now)` → [`Decision`].
+//!
+//! [`NodeIndex`] joins what is watched and publishes snapshots; requests are decided on them without a lock, an
+//! allocation or a scan. A pod's addresses lead to what that pod, by its UID, may have: its assignments, and the bindings
+//! whose assignment is still to come.
+//!
+//! Rules, in the order in which they are applied:
+//! 1. an address that nobody, or more than one pod, has: [`Wait`]; one of the node, or of a pod in the node's network:
+//!    [`Deny::HostNetwork`]; one that now belongs to another pod than the connection began with:
+//!    [`Deny::AddressChangedHands`];
+//! 2. no assignment: [`Wait::Assignment`] when a binding selects the pod and its identity can be expected, else
+//!    [`Deny::NoBinding`];
+//! 3. the identity: the one that the request names (ids without ASCII case), else that of the highest weight; two
+//!    identities with the highest weight are [`Deny::MultipleIdentities`]; one that may still come and would change the
+//!    answer is waited for, so that a pod that starts is not given a lesser identity for a while;
+//! 4. the audience: any binding to that identity that allows the resource (and the identity must allow it too), else
+//!    [`Deny::Audience`]. Another identity is never tried.
 
+mod audience;
+mod convert;
 mod decision;
+mod entry;
 mod node_index;
 mod published;
+mod table;
 
+pub use convert::{AssignmentError, IdentityError};
 pub use decision::{
     Allow, Assignment, Caller, Decision, Deny, Identity, ObjectRef, Request, RequestedIdentity, SecretKeyRef, Source,
     Wait,
@@ -11,16 +32,76 @@ pub use decision::{
 pub use node_index::{Binding, NodeIndex, Options};
 pub use published::Published;
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
+
+use crate::explain::{Explanation, Recorder, Silent, Tree, Verdict};
+use table::{Slot, Table};
 
 /// Everything a node needs to decide, frozen. Cheap to share; a change makes a new one.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {}
+pub struct Snapshot {
+    addresses: Table,
+}
 
 impl Snapshot {
     /// Decides what `caller` gets for `request` at `now`. No I/O, no allocation.
     pub fn decide(&self, caller: &Caller<'_>, request: &Request<'_>, now: Timestamp) -> Decision {
-        let _ = (caller, request, now);
-        Decision::Wait(Wait::UnknownAddress)
+        self.decide_because(caller, request, now, &mut Silent)
+    }
+
+    /// [`decide`](Self::decide), with its reasons.
+    pub fn explain(&self, caller: &Caller<'_>, request: &Request<'_>, now: Timestamp) -> (Decision, Explanation) {
+        let mut tree = Tree::new(format!("{} may have a token for `{}`", caller.address, request.resource));
+        let decision = self.decide_because(caller, request, now, &mut tree);
+        let verdict = match decision {
+            Decision::Allow(_) => Verdict::Yes,
+            Decision::Wait(_) => Verdict::Note,
+            Decision::Deny(_) => Verdict::No,
+        };
+        (decision, tree.finish(verdict))
+    }
+
+    fn decide_because<R: Recorder>(
+        &self,
+        caller: &Caller<'_>,
+        request: &Request<'_>,
+        now: Timestamp,
+        recorder: &mut R,
+    ) -> Decision {
+        let _ = now; // time boxes will look at it
+        match self.addresses.get(caller.address.to_canonical()) {
+            None => {
+                recorder.note(|| "no pod of this node has the address (yet)".into());
+                Decision::Wait(Wait::UnknownAddress)
+            }
+            Some(Slot::Ambiguous) => {
+                recorder.note(|| "more than one pod has the address".into());
+                Decision::Wait(Wait::AmbiguousAddress)
+            }
+            Some(Slot::Host) => {
+                recorder.line(Verdict::No, || "the address is the node's, or of a pod in the node's network".into());
+                Decision::Deny(Deny::HostNetwork)
+            }
+            Some(Slot::Pod(entry)) => {
+                recorder.line(Verdict::Yes, || {
+                    format!("pod {}/{} ({}) has the address", entry.pod.namespace, entry.pod.name, entry.pod.uid)
+                });
+                if caller.pinned.is_some_and(|uid| *uid != *entry.pod.uid) {
+                    recorder.line(Verdict::No, || "the connection began with another pod".into());
+                    return Decision::Deny(Deny::AddressChangedHands);
+                }
+                entry.decide(request, recorder)
+            }
+        }
+    }
+
+    /// The pod that has an address, when exactly one does and it is not in the node's network.
+    pub fn pod_at(&self, address: std::net::IpAddr) -> Option<&Arc<crate::pod::PodRef>> {
+        match self.addresses.get(address.to_canonical()) {
+            Some(Slot::Pod(entry)) => Some(&entry.pod),
+            _ => None,
+        }
     }
 }

@@ -1,13 +1,27 @@
-//! The mutable side: pods, assignments and bindings of one node, joined into a [`Snapshot`](super::Snapshot).
+//! The mutable side: pods, assignments and bindings of one node, joined into a [`Snapshot`].
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use identity_crd::{AzureAssignedIdentity, AzureIdentityBinding};
+use identity_crd::{AzureAssignedIdentity, AzureIdentityBinding, ConditionStatus, find_condition};
 
-use super::Published;
-use crate::{object::ObjectKey, pod::Pod};
+use super::{
+    Assignment, AssignmentError, Decision, Identity, ObjectRef, Published, Request, Snapshot,
+    entry::{Expected, PodEntry},
+    table::Slot,
+};
+use crate::{
+    assign,
+    explain::{Explanation, Recorder, Silent, Tree, Verdict},
+    object::ObjectKey,
+    pod::Pod,
+    selector::{Catalog, Selection, reaches},
+};
 
-/// How a node decides. Must agree with the controller's [`assign::Options`](crate::assign::Options).
+/// How a node decides. Must agree with the controller's [`assign::Options`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// The predecessor's matching: bindings and identities of other namespaces count.
@@ -18,82 +32,375 @@ pub struct Options {
 }
 
 /// A binding, trimmed to what tells whether an assignment is still to be expected.
-#[derive(Clone, Debug)]
-pub struct Binding {}
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The `AzureIdentityBinding`.
+    pub object: ObjectRef,
+    /// Name of its identity.
+    pub identity: Box<str>,
+    /// What it selects by.
+    pub selection: Selection,
+    /// Weight.
+    pub weight: i32,
+    /// Whether the controller has said (of this generation) that no assignment will come of it: its identity is missing
+    /// or unusable.
+    pub hopeless: bool,
+}
 
 impl From<&AzureIdentityBinding> for Binding {
     fn from(binding: &AzureIdentityBinding) -> Self {
-        let _ = binding;
-        Self {}
+        let conditions = binding.status.as_ref().map_or(&[][..], |s| &s.conditions);
+        let said = |type_: &str, reason: Option<&str>| {
+            find_condition(conditions, type_).is_some_and(|c| {
+                c.status == ConditionStatus::False
+                    && reason.is_none_or(|r| c.reason == r)
+                    && (c.observed_generation.is_none() || c.observed_generation == binding.metadata.generation)
+            })
+        };
+        Self {
+            object: ObjectRef::from(&binding.metadata),
+            identity: binding.spec.azure_identity.as_deref().unwrap_or_default().into(),
+            selection: Selection::from(&binding.spec),
+            weight: binding.spec.weight.unwrap_or_default(),
+            hopeless: said(assign::IDENTITY_FOUND, None) || said(assign::VALID, Some(assign::IDENTITY_UNUSABLE)),
+        }
     }
 }
 
+#[derive(Debug)]
+struct HeldPod {
+    pod: Pod,
+    entry: Option<Arc<PodEntry>>,
+}
+
+/// An assignment as received: usable or not, and for which pod by name.
+#[derive(Debug)]
+struct HeldAssignment {
+    pod: ObjectKey,
+    read: Result<Arc<Assignment>, AssignmentError>,
+}
+
 /// Everything one node knows, joined. One task owns it; readers have the [`Published`] snapshots.
-#[derive(Debug, Default)]
+///
+/// A change costs what depends on it: a pod its own candidate bindings, an assignment its pod, a binding the pods of this
+/// node.
+#[derive(Debug)]
 pub struct NodeIndex {
     options: Options,
+    node: HashSet<IpAddr>,
+    pods: HashMap<ObjectKey, HeldPod>,
+    claims: HashMap<IpAddr, Vec<ObjectKey>>,
+    assignments: HashMap<ObjectKey, HeldAssignment>,
+    of_pod: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    bindings: HashMap<ObjectKey, Binding>,
+    catalog: Catalog,
+    /// Identities in use, so that pods with the same one share it.
+    identities: HashMap<ObjectKey, Arc<Identity>>,
+    dirty_pods: BTreeSet<ObjectKey>,
+    dirty_addresses: BTreeSet<IpAddr>,
+    snapshot: Snapshot,
+    changed: bool,
+}
+
+impl Default for NodeIndex {
+    fn default() -> Self {
+        Self::new(Options::default())
+    }
 }
 
 impl NodeIndex {
     /// An empty index.
     pub fn new(options: Options) -> Self {
-        Self { options }
+        Self {
+            catalog: Catalog::new(options.cluster_wide),
+            options,
+            node: HashSet::new(),
+            pods: HashMap::new(),
+            claims: HashMap::new(),
+            assignments: HashMap::new(),
+            of_pod: HashMap::new(),
+            bindings: HashMap::new(),
+            identities: HashMap::new(),
+            dirty_pods: BTreeSet::new(),
+            dirty_addresses: BTreeSet::new(),
+            snapshot: Snapshot::default(),
+            changed: false,
+        }
     }
 
     /// The node's own addresses, which are refused.
     pub fn set_node_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        let _ = (addresses.into_iter().count(), &self.options);
+        let addresses: HashSet<IpAddr> = addresses.into_iter().map(|a| a.to_canonical()).collect();
+        self.dirty_addresses.extend(self.node.symmetric_difference(&addresses));
+        self.node = addresses;
     }
 
     /// A pod of this node appeared or changed.
     pub fn apply_pod(&mut self, pod: Pod) {
-        let _ = (pod, &self.options);
+        let key = pod.key();
+        if self.pods.get(&key).is_some_and(|held| held.pod == pod) {
+            return;
+        }
+        self.delete_pod(&key);
+        // A finished pod's address may belong to another already.
+        if !pod.phase.is_finished() {
+            for address in &pod.addresses {
+                self.claims.entry(*address).or_default().push(key.clone());
+                self.dirty_addresses.insert(*address);
+            }
+        }
+        self.dirty_pods.insert(key.clone());
+        self.pods.insert(key, HeldPod { pod, entry: None });
     }
 
     /// A pod is gone.
     pub fn delete_pod(&mut self, key: &ObjectKey) {
-        let _ = (key, &self.options);
+        let Some(held) = self.pods.remove(key) else { return };
+        for address in &held.pod.addresses {
+            if let Some(claims) = self.claims.get_mut(address) {
+                claims.retain(|k| k != key);
+                if claims.is_empty() {
+                    self.claims.remove(address);
+                }
+            }
+            self.dirty_addresses.insert(*address);
+        }
+        self.dirty_pods.remove(key);
     }
 
     /// These are all pods of this node.
     pub fn reset_pods(&mut self, pods: Vec<Pod>) {
-        let _ = (pods, &self.options);
+        let listed: HashSet<ObjectKey> = pods.iter().map(Pod::key).collect();
+        for key in gone(&self.pods, &listed) {
+            self.delete_pod(&key);
+        }
+        pods.into_iter().for_each(|pod| self.apply_pod(pod));
     }
 
-    /// An assignment of this node appeared or changed. What a node cannot serve is kept aside with the reason, for
-    /// explanations; the answer says why, for the log.
-    pub fn apply_assignment(&mut self, object: &AzureAssignedIdentity) {
-        let _ = (object, &self.options);
+    /// An assignment of this node appeared or changed. One that a node cannot serve is kept aside for explanations; the
+    /// answer says why, for the log.
+    pub fn apply_assignment(&mut self, object: &AzureAssignedIdentity) -> Result<(), AssignmentError> {
+        let read = Assignment::read(object, &self.options).map(|mut assignment| {
+            assignment.identity = self.share(assignment.identity);
+            Arc::new(assignment)
+        });
+        let key = ObjectRef::from(&object.metadata).key();
+        let name = |n: Option<&String>| n.map_or("", String::as_str).to_owned();
+        let pod = ObjectKey::new(name(object.spec.pod_namespace.as_ref()), name(object.spec.pod.as_ref()));
+        self.delete_assignment(&key);
+        self.of_pod.entry(pod.clone()).or_default().insert(key.clone());
+        self.touch(&pod);
+        let result = read.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.assignments.insert(key, HeldAssignment { pod, read });
+        result
     }
 
     /// An assignment is gone.
     pub fn delete_assignment(&mut self, key: &ObjectKey) {
-        let _ = (key, &self.options);
+        let Some(held) = self.assignments.remove(key) else { return };
+        if let Some(keys) = self.of_pod.get_mut(&held.pod) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.of_pod.remove(&held.pod);
+            }
+        }
+        self.touch(&held.pod);
     }
 
-    /// These are all assignments of this node.
-    pub fn reset_assignments(&mut self, objects: &[AzureAssignedIdentity]) {
-        let _ = (objects, &self.options);
+    /// These are all assignments of this node. Answers those that it cannot serve, with the reason.
+    pub fn reset_assignments(&mut self, objects: &[AzureAssignedIdentity]) -> Vec<(ObjectKey, AssignmentError)> {
+        let listed: HashSet<ObjectKey> = objects.iter().map(|o| ObjectRef::from(&o.metadata).key()).collect();
+        for key in gone(&self.assignments, &listed) {
+            self.delete_assignment(&key);
+        }
+        self.identities.retain(|_, identity| Arc::strong_count(identity) > 1);
+        objects
+            .iter()
+            .filter_map(|o| Some((ObjectRef::from(&o.metadata).key(), self.apply_assignment(o).err()?)))
+            .collect()
     }
 
     /// A binding appeared or changed.
     pub fn apply_binding(&mut self, binding: Binding) {
-        let _ = (binding, &self.options);
+        let key = binding.object.key();
+        if self.bindings.get(&key) == Some(&binding) {
+            return;
+        }
+        self.delete_binding(&key);
+        self.catalog.insert(&key, &binding.selection);
+        self.touch_selected(&binding);
+        self.bindings.insert(key, binding);
     }
 
     /// A binding is gone.
     pub fn delete_binding(&mut self, key: &ObjectKey) {
-        let _ = (key, &self.options);
+        let Some(binding) = self.bindings.remove(key) else { return };
+        self.catalog.remove(key, &binding.selection);
+        self.touch_selected(&binding);
     }
 
     /// These are all bindings.
     pub fn reset_bindings(&mut self, bindings: Vec<Binding>) {
-        let _ = (bindings, &self.options);
+        let listed: HashSet<ObjectKey> = bindings.iter().map(|b| b.object.key()).collect();
+        for key in gone(&self.bindings, &listed) {
+            self.delete_binding(&key);
+        }
+        bindings.into_iter().for_each(|binding| self.apply_binding(binding));
     }
 
     /// Makes a snapshot current if anything changed that a decision could depend on. Answers whether it did.
     pub fn publish(&mut self, to: &Published) -> bool {
-        let _ = (to, &self.options);
-        false
+        self.join();
+        let changed = std::mem::take(&mut self.changed);
+        if changed {
+            to.publish(self.snapshot.clone());
+        }
+        changed
     }
+
+    /// The snapshot of this instant.
+    pub fn snapshot(&mut self) -> Snapshot {
+        self.join();
+        self.snapshot.clone()
+    }
+
+    /// Why a pod of this node would get what it gets for a request, and what of it this node knows.
+    pub fn explain(&self, key: &ObjectKey, request: &Request<'_>) -> Explanation {
+        let mut tree = Tree::new(format!("pod {key} may have a token for `{}`", request.resource));
+        let Some(held) = self.pods.get(key) else {
+            tree.line(Verdict::No, || "this node does not know the pod".into());
+            return tree.finish(Verdict::No);
+        };
+        for address in &held.pod.addresses {
+            tree.open(|| format!("address {address}"));
+            let slot = self.slot(*address, &mut tree);
+            let whose = matches!(slot, Some(Slot::Pod(entry)) if entry.pod == held.pod.reference);
+            tree.close(whose.into());
+        }
+        if held.pod.addresses.is_empty() {
+            tree.note(|| "it has no address yet".into());
+        }
+        if held.pod.phase.is_finished() {
+            tree.line(Verdict::No, || format!("it has finished ({:?})", held.pod.phase));
+            return tree.finish(Verdict::No);
+        }
+        if held.pod.host_network {
+            tree.line(Verdict::No, || "it shares the node's network: such pods are refused".into());
+            return tree.finish(Verdict::No);
+        }
+        let entry = self.entry(&held.pod, &mut tree);
+        let verdict = match entry.decide(request, &mut tree) {
+            Decision::Allow(_) => Verdict::Yes,
+            Decision::Wait(_) => Verdict::Note,
+            Decision::Deny(_) => Verdict::No,
+        };
+        tree.finish(verdict)
+    }
+
+    fn share(&mut self, identity: Arc<Identity>) -> Arc<Identity> {
+        let shared = self.identities.entry(identity.object.key()).or_insert_with(|| Arc::clone(&identity));
+        if **shared != *identity {
+            *shared = identity;
+        }
+        Arc::clone(shared)
+    }
+
+    fn touch(&mut self, pod: &ObjectKey) {
+        if self.pods.contains_key(pod) {
+            self.dirty_pods.insert(pod.clone());
+        }
+    }
+
+    fn touch_selected(&mut self, binding: &Binding) {
+        for (key, held) in &self.pods {
+            if reaches(&binding.object.namespace, &held.pod, self.options.cluster_wide, &mut Silent)
+                && binding.selection.selects(&held.pod)
+            {
+                self.dirty_pods.insert(key.clone());
+            }
+        }
+    }
+
+    /// Brings the snapshot up to date with what changed.
+    fn join(&mut self) {
+        for key in std::mem::take(&mut self.dirty_pods) {
+            let Some(held) = self.pods.get(&key) else { continue };
+            let entry = self.entry(&held.pod, &mut Silent);
+            if held.entry.as_deref() != Some(&entry) {
+                self.dirty_addresses.extend(&held.pod.addresses);
+                if let Some(held) = self.pods.get_mut(&key) {
+                    held.entry = Some(Arc::new(entry));
+                }
+            }
+        }
+        for address in std::mem::take(&mut self.dirty_addresses) {
+            let slot = self.slot(address, &mut Silent);
+            self.changed |= self.snapshot.addresses.set(address, slot);
+        }
+    }
+
+    /// Who has an address.
+    fn slot<R: Recorder>(&self, address: IpAddr, recorder: &mut R) -> Option<Slot> {
+        let claims = self.claims.get(&address).map_or(&[][..], Vec::as_slice);
+        let mut pods = claims.iter().filter_map(|key| self.pods.get(key));
+        if self.node.contains(&address) || pods.clone().any(|held| held.pod.host_network) {
+            recorder.line(Verdict::No, || "is the node's own, or shared with it".into());
+            return Some(Slot::Host);
+        }
+        let first = pods.next()?;
+        if pods.next().is_some() {
+            recorder.line(Verdict::No, || {
+                let names: Vec<String> = claims.iter().map(ToString::to_string).collect();
+                format!("is claimed by several pods: {}", names.join(", "))
+            });
+            return Some(Slot::Ambiguous);
+        }
+        first.entry.clone().map(Slot::Pod)
+    }
+
+    /// What a pod may have, by its UID.
+    fn entry<R: Recorder>(&self, pod: &Pod, recorder: &mut R) -> PodEntry {
+        let mut assignments: Vec<Arc<Assignment>> = Vec::new();
+        for key in self.of_pod.get(&pod.key()).into_iter().flatten() {
+            let Some(held) = self.assignments.get(key) else { continue };
+            match &held.read {
+                Ok(assignment) if assignment.pod_uid.is_empty() || assignment.pod_uid == pod.reference.uid => {
+                    recorder.line(Verdict::Yes, || format!("assignment {key} counts"));
+                    assignments.push(Arc::clone(assignment));
+                }
+                Ok(assignment) => recorder.line(Verdict::No, || {
+                    format!("assignment {key} is for another pod of this name ({})", assignment.pod_uid)
+                }),
+                Err(error) => recorder.line(Verdict::No, || format!("assignment {key} is not served: {error}")),
+            }
+        }
+        assignments.sort_by(|a, b| b.weight.cmp(&a.weight).then_with(|| a.object.key().cmp(&b.object.key())));
+        let mut expected = BTreeMap::new();
+        for key in self.catalog.candidates(pod) {
+            let Some(binding) = self.bindings.get(key) else { continue };
+            if !binding.selection.selects(pod) || assignments.iter().any(|a| a.binding.is(&binding.object)) {
+                continue;
+            }
+            if recorder.check(!binding.hopeless, || {
+                format!(
+                    "binding {key} selects the pod: its assignment (of identity `{}`) can be expected",
+                    binding.identity
+                )
+            }) {
+                expected.insert(key, binding);
+            }
+        }
+        PodEntry {
+            pod: Arc::clone(&pod.reference),
+            assignments: assignments.into(),
+            expected: expected
+                .into_values()
+                .map(|b| Expected { binding: b.object.clone(), identity: b.identity.clone(), weight: b.weight })
+                .collect(),
+        }
+    }
+}
+
+fn gone<T>(held: &HashMap<ObjectKey, T>, listed: &HashSet<ObjectKey>) -> Vec<ObjectKey> {
+    held.keys().filter(|key| !listed.contains(*key)).cloned().collect()
 }

@@ -1,0 +1,62 @@
+//! What the runtime tells whoever counts. Every method does nothing unless it is implemented.
+
+use std::{fmt::Debug, time::Duration};
+
+/// How a write ended, for counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WriteOutcome {
+    /// Done.
+    Done,
+    /// A precondition did not hold.
+    Conflict,
+    /// Refused or failed; it will be tried again.
+    Failed,
+    /// Not sent: this process may no longer write.
+    Fenced,
+    /// Not sent: there were too many (Events only).
+    Dropped,
+}
+
+/// Receives what happens. Called from the runtime's tasks: must not block.
+pub trait Observer: Debug + Send + Sync + 'static {
+    /// A write to `kind` (such as `AzureAssignedIdentity`, `AzureIdentity/status`, `Event`) ended.
+    fn wrote(&self, kind: &'static str, outcome: WriteOutcome) {
+        let _ = (kind, outcome);
+    }
+
+    /// A plan was made: how long it took, how many actions it has.
+    fn planned(&self, took: Duration, actions: usize) {
+        let _ = (took, actions);
+    }
+
+    /// How many actions wait, and how many are under way.
+    fn queue(&self, waiting: usize, under_way: usize) {
+        let _ = (waiting, under_way);
+    }
+
+    /// Whether this process leads.
+    fn leading(&self, leading: bool) {
+        let _ = leading;
+    }
+
+    /// A watch of `kind` was listed anew.
+    fn relisted(&self, kind: &'static str) {
+        let _ = kind;
+    }
+
+    /// A watch of `kind` (or a directory) failed and will be tried again.
+    fn watch_failed(&self, kind: &'static str) {
+        let _ = kind;
+    }
+
+    /// How many problems the manifests have now.
+    fn problems(&self, count: usize) {
+        let _ = count;
+    }
+}
+
+/// Counts nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nobody;
+
+impl Observer for Nobody {}

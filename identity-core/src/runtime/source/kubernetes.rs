@@ -1,0 +1,188 @@
+//! One watch of an API server: list, watch, and start over when the server has forgotten where we were (410).
+
+use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, NODE_LABEL};
+use kube::{
+    Api, Client, Resource,
+    core::DeserializeGuard,
+    runtime::watcher::{self, Event, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use super::{Change, Gone, Interest, Update};
+use crate::runtime::{Backoff, observe::Observer, request::describe, trim, trim::TrimmedPod};
+
+/// After an error: soon at first, since most outages are a restart; never all nodes at once.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(15) };
+/// A dead connection that says nothing is noticed after this time (and 5 s). The server ends a watch after it, too; resuming
+/// costs one request.
+const WATCH_SECONDS: u32 = 150;
+/// Objects in one page of a list. Small, since a page is in memory as text, too.
+const PAGE: u32 = 100;
+
+pub(super) async fn watch(
+    client: Client,
+    interest: Interest,
+    updates: mpsc::Sender<Update>,
+    observer: Arc<dyn Observer>,
+) {
+    let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    let kind = interest.kind();
+    let watch = Watch { kind, updates, observer };
+    match interest {
+        Interest::Pods { node } => {
+            if let Some(node) = node {
+                config = config.fields(&format!("spec.nodeName={node}"));
+            }
+            // Lenient by itself: no guard, which would build every pod in full first.
+            let convert = |pod: TrimmedPod| pod.pod().map_err(|error| error.to_string());
+            watch.run(&Api::<TrimmedPod>::all(client), &config, convert, Update::Pods).await;
+        }
+        Interest::Identities => {
+            watch.run(&guarded::<AzureIdentity>(client), &config, unguard, Update::Identities).await;
+        }
+        Interest::Bindings => {
+            watch.run(&guarded::<AzureIdentityBinding>(client), &config, unguard, Update::Bindings).await;
+        }
+        Interest::Assigned { node } => {
+            if let Some(node) = node {
+                config = config.labels(&format!("{NODE_LABEL}={node}"));
+            }
+            watch.run(&guarded::<AzureAssignedIdentity>(client), &config, unguard, Update::Assigned).await;
+        }
+    }
+}
+
+/// Objects stored before the CRD had its rules may not fit the type; one of them must not hide all others.
+fn guarded<K: Resource<DynamicType = ()>>(client: Client) -> Api<DeserializeGuard<K>> {
+    Api::all(client)
+}
+
+fn unguard<K: Resource>(guarded: DeserializeGuard<K>) -> Result<K, String> {
+    guarded
+        .0
+        .map(|mut object| {
+            trim::metadata(object.meta_mut());
+            object
+        })
+        .map_err(|invalid| invalid.error)
+}
+
+struct Watch {
+    kind: &'static str,
+    updates: mpsc::Sender<Update>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Watch {
+    /// Returns when nobody listens any more.
+    async fn run<K, T>(
+        &self,
+        api: &Api<K>,
+        config: &watcher::Config,
+        convert: impl Fn(K) -> Result<T, String>,
+        wrap: impl Fn(Change<T>) -> Update,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let mut failures = 0;
+        'restart: loop {
+            let mut events = pin!(watcher(api.clone(), config.clone()));
+            let mut listing: Option<Vec<T>> = None;
+            while let Some(event) = events.next().await {
+                let change = match event {
+                    Ok(event) => {
+                        if failures > 0 && !matches!(event, Event::Init) {
+                            info!(kind = self.kind, "watching again");
+                            failures = 0;
+                        }
+                        self.change(event, &mut listing, &convert)
+                    }
+                    Err(error) => {
+                        self.observer.watch_failed(self.kind);
+                        let text = describe(&error);
+                        if failures == 0 {
+                            warn!(kind = self.kind, error = %text, "watch failed; what was seen last stays in force");
+                        } else {
+                            debug!(kind = self.kind, error = %text, failures, "watch failed again");
+                        }
+                        tokio::time::sleep(BACKOFF.random_delay(failures, None)).await;
+                        failures += 1;
+                        if start_was_gone(&error) {
+                            // The watcher itself would ask for the same version for ever.
+                            continue 'restart;
+                        }
+                        None
+                    }
+                };
+                if let Some(change) = change
+                    && self.updates.send(wrap(change)).await.is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn change<K, T>(
+        &self,
+        event: Event<K>,
+        listing: &mut Option<Vec<T>>,
+        convert: impl Fn(K) -> Result<T, String>,
+    ) -> Option<Change<T>>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let convert = |object: K| {
+            let gone = gone(&object);
+            convert(object).map_err(|error| {
+                warn!(
+                    kind = self.kind, namespace = gone.namespace, name = gone.name, %error,
+                    "this object cannot be read and counts as absent"
+                );
+                gone
+            })
+        };
+        match event {
+            Event::Init => {
+                *listing = Some(Vec::new());
+                None
+            }
+            Event::InitApply(object) => {
+                if let Ok(object) = convert(object) {
+                    listing.get_or_insert_default().push(object);
+                }
+                None
+            }
+            Event::InitDone => {
+                let all = listing.take().unwrap_or_default();
+                debug!(kind = self.kind, objects = all.len(), "listed");
+                self.observer.relisted(self.kind);
+                Some(Change::Relist(all))
+            }
+            Event::Apply(object) => Some(match convert(object) {
+                Ok(object) => Change::Apply(Box::new(object)),
+                Err(gone) => Change::Delete(gone),
+            }),
+            Event::Delete(object) => Some(Change::Delete(gone(&object))),
+        }
+    }
+}
+
+fn gone<K: Resource>(object: &K) -> Gone {
+    let meta = object.meta();
+    Gone {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone(),
+    }
+}
+
+/// 410 as the answer to the watch request itself. (As an event in the stream the watcher handles it.)
+fn start_was_gone(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+}

@@ -1,0 +1,374 @@
+//! One manifest file: documents into objects, each mistake with its line and column, no document spoiling another.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
+use kube::{Resource, api::ObjectMeta};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::locate::{Node, Place};
+use crate::{
+    object::ObjectKey,
+    pod::Pod,
+    runtime::{
+        secrets::{SecretBytes, SecretData},
+        state_dir::is_object_name,
+        trim,
+        trim::TrimmedPod,
+    },
+};
+
+/// Something wrong with a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// In which file.
+    pub file: PathBuf,
+    /// Line, from 1; 0 when it is about the file as a whole.
+    pub line: u64,
+    /// Column, from 1.
+    pub column: u64,
+    /// Kind, namespace and name, as far as known.
+    pub object: Option<String>,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.line > 0 {
+            write!(f, ":{}:{}", self.line, self.column)?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, ": {object}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Pod,
+    Secret,
+    Identity,
+    Binding,
+    Assigned,
+    Exception,
+}
+
+impl Kind {
+    const ALL: [(Self, &str); 6] = [
+        (Self::Pod, "Pod"),
+        (Self::Secret, "Secret"),
+        (Self::Identity, "AzureIdentity"),
+        (Self::Binding, "AzureIdentityBinding"),
+        (Self::Assigned, "AzureAssignedIdentity"),
+        (Self::Exception, "AzurePodIdentityException"),
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
+    }
+
+    const fn api_version(self) -> &'static str {
+        match self {
+            Self::Pod | Self::Secret => "v1",
+            _ => "aadpodidentity.k8s.io/v1",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) kind: Kind,
+    pub(super) object: ObjectKey,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.name(), self.object)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Object {
+    Pod(Pod),
+    Secret(Arc<SecretData>),
+    Identity(AzureIdentity),
+    Binding(AzureIdentityBinding),
+    Assigned(AzureAssignedIdentity),
+    Exception(AzurePodIdentityException),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Located {
+    pub(super) key: Key,
+    pub(super) object: Arc<Object>,
+    pub(super) place: Place,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
+    pub(super) objects: Vec<Located>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Reads a file's text. Only objects of `kinds` are taken; one of our own kinds that is not among them is a mistake, and a
+/// kind that is not ours is passed over.
+pub(super) fn parse(file: &Path, text: &str, kinds: &[Kind]) -> Parsed {
+    let mut reader = Reader { file, kinds, parsed: Parsed::default() };
+    if file.extension().is_some_and(|end| end == "json") {
+        // What JSON is, its own parser says; YAML's is only asked for places.
+        match serde_json::from_str::<Value>(text) {
+            Ok(_) => reader.document(text),
+            Err(error) => {
+                let place = Place { line: error.line() as u64, column: error.column() as u64 };
+                let message = withheld(text).unwrap_or_else(|| format!("malformed JSON: {error}"));
+                reader.problem(place, None, message);
+            }
+        }
+    } else {
+        for (line, document) in split(text) {
+            // Parsed with the lines before it left empty, so that a message's line is the file's.
+            reader.document(&format!("{}{document}", "\n".repeat(line - 1)));
+        }
+    }
+    reader.parsed
+}
+
+/// `(first line, text)` of each document. A line `---` separates documents wherever it is (YAML 1.2 §9.1), so the parts can
+/// be found without parsing, and one that does not parse spoils no other.
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let mut documents = Vec::new();
+    let (mut begin, mut first_line, mut offset) = (0, 1, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marker {
+            documents.push((first_line, &text[begin..offset]));
+            begin = offset + 3;
+            first_line = index + 1;
+        }
+        offset += line.len();
+    }
+    documents.push((first_line, &text[begin..]));
+    documents
+}
+
+/// Parsers quote what they stumble over. Where that could be part of a Secret, the place alone has to do.
+fn withheld(document: &str) -> Option<String> {
+    document
+        .contains("Secret")
+        .then(|| "malformed (the parser's words are withheld, since this document may hold a Secret)".to_owned())
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    kinds: &'a [Kind],
+    parsed: Parsed,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, place: Place, object: Option<String>, message: impl Into<String>) {
+        let (file, message) = (self.file.to_owned(), message.into());
+        self.parsed.problems.push(Problem { file, line: place.line, column: place.column, object, message });
+    }
+
+    fn document(&mut self, text: &str) {
+        match serde_saphyr::from_str::<Option<Node>>(text) {
+            Ok(None | Some(Node::Scalar(Value::Null))) => {}
+            Ok(Some(node)) => {
+                let line = text.bytes().take_while(|b| *b == b'\n').count() as u64 + 1;
+                let place = first(&node).unwrap_or(Place { line, column: 1 });
+                self.node(&node, place, Some(text));
+            }
+            Err(error) => {
+                let place = error.location().map(Place::from).unwrap_or_default();
+                let message = withheld(text).unwrap_or_else(|| format!("malformed YAML: {}", words(&error)));
+                self.problem(place, None, message);
+            }
+        }
+    }
+
+    /// `text`: the document, when the node is all of it.
+    fn node(&mut self, node: &Node, place: Place, text: Option<&str>) {
+        let Node::Map(_) = node else {
+            return self.problem(place, None, "not an object: a manifest has apiVersion, kind and metadata");
+        };
+        let (Some(api_version), Some(kind)) = (node.text("apiVersion"), node.text("kind")) else {
+            return self.problem(place, None, "apiVersion or kind is missing");
+        };
+        if kind.ends_with("List")
+            && let Some(Node::List(items)) = node.get("items")
+        {
+            for (place, item) in items {
+                self.node(item, *place, None);
+            }
+            return;
+        }
+        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        let known = Kind::ALL.iter().find(|(_, name)| *name == kind).map(|(kind, _)| *kind);
+        match known {
+            Some(kind) if kind.api_version() == api_version => self.known(kind, node, place, text),
+            Some(kind) if group == identity_crd::GROUP => {
+                let at = node.place("apiVersion").unwrap_or(place);
+                self.problem(at, None, format!("{} is served as {}, not {api_version}", kind.name(), kind.api_version()));
+            }
+            None if group == identity_crd::GROUP => {
+                let at = node.place("kind").unwrap_or(place);
+                let kinds = "AzureIdentity, AzureIdentityBinding, AzurePodIdentityException";
+                self.problem(at, None, format!("there is no kind `{kind}` in {group}; its kinds are {kinds}"));
+            }
+            _ => tracing::debug!(file = %self.file.display(), kind, api_version, "passed over: not a kind that is read here"),
+        }
+    }
+
+    fn known(&mut self, kind: Kind, node: &Node, place: Place, text: Option<&str>) {
+        let metadata = node.get("metadata");
+        let field = |name| metadata.and_then(|m| m.text(name)).filter(|text| !text.is_empty());
+        let namespace = field("namespace").unwrap_or("default");
+        let Some(name) = field("name") else {
+            let at = node.place("metadata").unwrap_or(place);
+            return self.problem(at, Some(kind.name().into()), "metadata.name is missing");
+        };
+        let key = Key { kind, object: ObjectKey::new(namespace, name) };
+        let label = Some(key.to_string());
+        for (field, value) in [("metadata.name", name), ("metadata.namespace", namespace)] {
+            if !is_object_name(value) {
+                let at = node.place(field).unwrap_or(place);
+                return self.problem(at, label, format!("{field}: not a name: lower-case letters, digits, `-` and `.` only"));
+            }
+        }
+        if !self.kinds.contains(&kind) {
+            let message = match kind {
+                Kind::Assigned => "passed over: assignments are the controller's to write, and live in its state directory",
+                _ => "passed over: only assignments belong here",
+            };
+            return self.problem(place, label, message);
+        }
+        let value = node.value();
+        let unknown = identity_crd::unknown_fields(kind.name(), &value);
+        if !unknown.is_empty() {
+            for violation in unknown {
+                let at = node.place(&violation.field).unwrap_or(place);
+                self.problem(at, label.clone(), violation.to_string());
+            }
+            return;
+        }
+        let object = match kind {
+            Kind::Pod => self.typed::<TrimmedPod>(&key, value, place, text).and_then(|pod| match pod.pod() {
+                Ok(pod) => Some(Object::Pod(pod)),
+                Err(error) => {
+                    self.problem(place, label.clone(), error.to_string());
+                    None
+                }
+            }),
+            Kind::Identity => self.typed(&key, value, place, text).map(Object::Identity),
+            Kind::Binding => self.typed(&key, value, place, text).map(Object::Binding),
+            Kind::Assigned => self.typed(&key, value, place, text).map(Object::Assigned),
+            Kind::Exception => self.typed(&key, value, place, text).map(Object::Exception),
+            Kind::Secret => self.secret(&key, node, value, place),
+        };
+        if let Some(object) = object {
+            if let Some(first) = self.parsed.objects.iter().find(|other| other.key == key) {
+                let message = format!("defined twice in this file; the one on line {} is used", first.place.line);
+                return self.problem(place, label, message);
+            }
+            self.parsed.objects.push(Located { key, object: Arc::new(object), place });
+        }
+    }
+
+    fn typed<T>(&mut self, key: &Key, value: Value, place: Place, text: Option<&str>) -> Option<T>
+    where
+        T: DeserializeOwned + Resource<DynamicType = ()>,
+    {
+        let is_json = self.file.extension().is_some_and(|end| end == "json");
+        let read = match text {
+            Some(text) if is_json => serde_json::from_str::<T>(text).map_err(|error| {
+                (Place { line: error.line() as u64, column: error.column() as u64 }, error.to_string())
+            }),
+            Some(text) => serde_saphyr::from_str::<T>(text)
+                .map_err(|error| (error.location().map_or(place, Place::from), words(&error))),
+            // An item of a list: its own text is not to be had, its beginning has to do.
+            None => serde_json::from_value::<T>(value).map_err(|error| (place, error.to_string())),
+        };
+        match read {
+            Ok(mut object) => {
+                complete(object.meta_mut(), key);
+                Some(object)
+            }
+            Err((place, message)) => {
+                self.problem(place, Some(key.to_string()), message);
+                None
+            }
+        }
+    }
+
+    fn secret(&mut self, key: &Key, node: &Node, value: Value, place: Place) -> Option<Object> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Wire {
+            #[serde(default)]
+            data: Option<BTreeMap<String, String>>,
+            #[serde(default)]
+            string_data: Option<BTreeMap<String, String>>,
+        }
+        let Ok(wire) = serde_json::from_value::<Wire>(value) else {
+            let message = "`data` (base64) and `stringData` (plain) map keys to strings; quote numbers and truth values";
+            self.problem(place, Some(key.to_string()), message);
+            return None;
+        };
+        let mut data = SecretData::new();
+        for (field, encoded) in wire.data.unwrap_or_default() {
+            let compact: String = encoded.split_ascii_whitespace().collect();
+            let Ok(bytes) = STANDARD.decode(compact) else {
+                let path = format!("data[{field}]");
+                let at = node.place(&path).unwrap_or(place);
+                self.problem(at, Some(key.to_string()), format!("{path}: not base64; use stringData for plain text"));
+                return None;
+            };
+            data.insert(field, SecretBytes::from(bytes));
+        }
+        // As the API server does: stringData wins.
+        for (field, plain) in wire.string_data.unwrap_or_default() {
+            data.insert(field, SecretBytes::from(plain.into_bytes()));
+        }
+        Some(Object::Secret(Arc::new(data)))
+    }
+}
+
+/// What an API server would have filled in. The UID stays the same over restarts, and for an object that comes back.
+fn complete(meta: &mut ObjectMeta, key: &Key) {
+    trim::metadata(meta);
+    meta.namespace = Some(key.object.namespace.to_string());
+    if meta.uid.as_deref().is_none_or(str::is_empty) {
+        let hash = Sha256::digest(format!("{}/{}", key.kind.name(), key.object));
+        let hex: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
+        let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+        meta.uid = Some(parts.join("-"));
+    }
+}
+
+fn first(node: &Node) -> Option<Place> {
+    match node {
+        Node::Map(entries) => entries.first().map(|(_, place, _)| *place),
+        _ => None,
+    }
+}
+
+/// A parser's message without the excerpt of the file and without the place, which is said once.
+fn words(error: &serde_saphyr::Error) -> String {
+    let mut text = error.without_snippet().to_string();
+    if let Some(location) = error.location() {
+        text = text.replace(&format!(" at line {}, column {}", location.line(), location.column()), "");
+        text = text.replace(&format!("line {}, column {}: ", location.line(), location.column()), "");
+    }
+    text
+}

@@ -1,0 +1,146 @@
+//! The directory in which a controller without an API server keeps what it writes.
+//!
+//! ```text
+//! assignments/<namespace>/<name>.json     one AzureAssignedIdentity each
+//! status/<kind>/<namespace>/<name>.json   metadata and status of an AzureIdentity or AzureIdentityBinding
+//! events.jsonl                            what would be Kubernetes Events
+//! lease                                   locked by the controller that writes
+//! ```
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use crate::object::ObjectKey;
+
+/// Paths inside a state directory. Readable by its owner only: assignments say who may speak as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+impl StateDir {
+    /// The state directory at `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where assignments are.
+    pub fn assignments(&self) -> PathBuf {
+        self.root.join("assignments")
+    }
+
+    /// The file of one assignment.
+    pub fn assignment(&self, key: &ObjectKey) -> io::Result<PathBuf> {
+        file(self.assignments(), key)
+    }
+
+    /// The file with the status of one object.
+    pub fn status(&self, kind: &str, key: &ObjectKey) -> io::Result<PathBuf> {
+        file(self.root.join("status").join(kind), key)
+    }
+
+    /// Events, one JSON object a line.
+    pub fn events(&self) -> PathBuf {
+        self.root.join("events.jsonl")
+    }
+
+    /// The file that the writing controller locks.
+    pub fn lease(&self) -> PathBuf {
+        self.root.join("lease")
+    }
+
+    /// Makes the directory and the one for assignments, mode 0700.
+    pub fn create(&self) -> io::Result<()> {
+        make(&self.assignments())
+    }
+}
+
+fn file(directory: PathBuf, key: &ObjectKey) -> io::Result<PathBuf> {
+    for part in [&key.namespace, &key.name] {
+        if !is_object_name(part) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("`{part}` is no name of an object")));
+        }
+    }
+    Ok(directory.join(&*key.namespace).join(format!("{}.json", key.name)))
+}
+
+/// Whether this is a name as Kubernetes has them (a DNS subdomain, RFC 1123); also what makes it safe in a path.
+pub(crate) fn is_object_name(name: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    name.len() <= 253
+        && edge(name.as_bytes().first())
+        && edge(name.as_bytes().last())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Writes a file so that readers see the old content or the new, never a part.
+pub(crate) fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file name"));
+    };
+    make(directory)?;
+    // Hidden: whoever watches the directory does not take it for an object.
+    let temporary = directory.join(format!(".{}.tmp", name.to_string_lossy()));
+    let mut bytes = serde_json::to_vec_pretty(content).map_err(io::Error::other)?;
+    bytes.push(b'\n');
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(&bytes)?;
+    drop(file);
+    fs::rename(&temporary, path)
+}
+
+/// Appends one line.
+pub(crate) fn append(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(content).map_err(io::Error::other)?;
+    line.push(b'\n');
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn names_do_not_leave_the_directory() {
+        let state = StateDir::new("/state");
+        let path = |namespace: &str, name: &str| state.assignment(&ObjectKey::new(namespace, name));
+        assert_eq!(path("team", "a.b-c").unwrap(), Path::new("/state/assignments/team/a.b-c.json"));
+        for (namespace, name) in [("..", "a"), ("team", "../a"), ("team", ""), ("a/b", "c"), ("A", "b"), ("-a", "b")] {
+            assert!(path(namespace, name).is_err(), "{namespace} {name}");
+        }
+    }
+
+    #[test]
+    fn files_are_whole_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::new(directory.path().join("state"));
+        state.create().unwrap();
+        let path = state.assignment(&ObjectKey::new("n", "a")).unwrap();
+        write(&path, &"one").unwrap();
+        write(&path, &"two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "\"two\"\n");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(state.root()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        append(&state.events(), &1).unwrap();
+        append(&state.events(), &2).unwrap();
+        assert_eq!(fs::read_to_string(state.events()).unwrap(), "1\n2\n");
+    }
+}
