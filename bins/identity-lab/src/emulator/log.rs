@@ -1,0 +1,171 @@
+//! The request log: what was asked of the emulators, without what must stay secret.
+
+use std::{
+    collections::VecDeque,
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use super::{
+    fault::{Fault, ServiceName},
+    http::{Call, Pairs},
+};
+
+/// Records kept in memory; the file, if there is one, keeps all.
+const KEPT: usize = 10_000;
+/// In place of a value that must stay secret.
+const REDACTED: &str = "[redacted]";
+
+/// One request and how it was answered: one line of the request log.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// When it arrived.
+    pub time: Timestamp,
+    /// Who was asked.
+    pub service: ServiceName,
+    /// HTTP method.
+    pub method: String,
+    /// Host (and port) that the client meant.
+    pub host: String,
+    /// Path as sent.
+    pub path: String,
+    /// Decoded query; a name given several times has a list. Secrets are redacted.
+    pub query: Map<String, Value>,
+    /// Decoded form; as `query`. Empty when the body was none.
+    pub form: Map<String, Value>,
+    /// HTTP status; 0 when the connection was closed without an answer, or the client left before it.
+    pub status: u16,
+    /// Entra's number or the `error` of IMDS.
+    pub error_code: Option<String>,
+    /// Who asked.
+    pub caller: SocketAddr,
+    /// How long the answer took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// The fault that made or delayed the answer.
+    pub fault: Option<Fault>,
+}
+
+/// Where records go.
+#[derive(Debug)]
+pub(super) struct RequestLog {
+    kept: Mutex<VecDeque<Record>>,
+    file: Option<Mutex<File>>,
+}
+
+impl RequestLog {
+    pub(super) fn open(path: Option<&Path>) -> io::Result<Self> {
+        let file = path.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
+        Ok(Self { kept: Mutex::default(), file: file.map(Mutex::new) })
+    }
+
+    pub(super) fn records(&self) -> Vec<Record> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn write(&self, record: Record) {
+        if let Some(file) = &self.file {
+            let written = serde_json::to_vec(&record).map_err(io::Error::other).and_then(|mut line| {
+                line.push(b'\n');
+                file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line)
+            });
+            if let Err(error) = written {
+                tracing::error!(%error, "cannot write the request log");
+            }
+        }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(record);
+    }
+}
+
+/// A request that is being answered.
+pub(super) struct Open {
+    log: Arc<RequestLog>,
+    record: Option<Record>,
+    begun: Instant,
+}
+
+impl Open {
+    pub(super) fn new(log: Arc<RequestLog>, service: ServiceName, call: &Call) -> Self {
+        let record = Record {
+            time: call.received,
+            service,
+            method: call.method.to_string(),
+            host: call.host.clone(),
+            path: call.path.clone(),
+            query: readable(&call.query),
+            form: call.form.as_ref().map(readable).unwrap_or_default(),
+            status: 0,
+            error_code: None,
+            caller: call.caller,
+            elapsed_ms: 0,
+            fault: None,
+        };
+        Self { log, record: Some(record), begun: Instant::now() }
+    }
+
+    pub(super) fn close(mut self, status: u16, error_code: Option<String>, fault: Option<Fault>) {
+        if let Some(record) = &mut self.record {
+            (record.status, record.error_code, record.fault) = (status, error_code, fault);
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.elapsed_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.log.write(record);
+        }
+    }
+}
+
+fn readable(pairs: &Pairs) -> Map<String, Value> {
+    let mut map = Map::new();
+    for (name, value) in &pairs.0 {
+        let value = Value::from(if is_secret(name) { REDACTED } else { value.as_str() });
+        match map.get_mut(name) {
+            None => {
+                map.insert(name.clone(), value);
+            }
+            Some(Value::Array(values)) => values.push(value),
+            Some(first) => *first = Value::Array(vec![first.take(), value]),
+        }
+    }
+    map
+}
+
+/// Whether a field may hold a credential: by parts of the name, so that a misspelt `clientSecret` does not get through.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    if matches!(name.as_str(), "client_assertion_type" | "requested_token_use" | "token_type") {
+        return false;
+    }
+    ["secret", "assertion", "password", "token", "code", "key"].iter().any(|part| name.contains(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_redacted_by_name_and_repetition_shows() {
+        let pairs = Pairs::parse(b"client_id=c&client_secret=one&client_secret=two&clientSecret=three&scope=a&scope=b");
+        let map = readable(&pairs);
+        assert_eq!(map["client_id"], "c");
+        assert_eq!(map["client_secret"], serde_json::json!([REDACTED, REDACTED]));
+        assert_eq!(map["clientSecret"], REDACTED);
+        assert_eq!(map["scope"], serde_json::json!(["a", "b"]));
+    }
+}
