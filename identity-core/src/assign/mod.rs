@@ -1,14 +1,50 @@
 //! Objects in, actions out: which identity is assigned to which pod through which binding, and the fewest writes that get
 //! there.
+//!
+//! [`Index`] joins pods, identities and bindings as they change and knows from each change which assignments it can
+//! concern; [`Index::plan`] compares these, and only these, with what was observed. There is one `AzureAssignedIdentity`
+//! for each pod and binding, in the pod's namespace, owned by the pod; what belongs to somebody else (it lacks the label
+//! [`MANAGED_BY_LABEL`]) is never touched.
+//!
+//! | | |
+//! |---|---|
+//! | assigned | pods with a node that have not finished; while they terminate, too |
+//! | not assigned | pods without a node, finished pods, pods in the node's network |
+//! | rewritten | when the spec, UID or generation of identity or binding changed, the pod's node, or somebody altered it |
+//! | not rewritten | when labels, annotations or status of identity or binding changed |
+//! | deleted | when no longer wanted; of a pod that is gone, only what the garbage collector leaves |
 
 mod action;
+mod explain;
+mod join;
+mod object;
+mod observed;
+mod plan;
+mod status;
 
 pub use action::{
     Action, Apply, Delete, Event, Notice, Options, Outcome, Precondition, Relist, StatusPlan, StatusTarget,
     StatusUpdate,
 };
+pub use object::node_label;
 
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use identity_crd::{AzureIdentity, AzureIdentityBinding};
 use jiff::Timestamp;
+
+use crate::{
+    lookup::IdentityError,
+    object::ObjectKey,
+    pod::Pod,
+    selector::{Catalog, Selection},
+};
+use observed::Observed;
+use plan::Hold;
+use status::StatusBook;
 
 /// Type of the condition: the spec means something and can be used.
 pub const VALID: &str = "Valid";
@@ -16,47 +52,132 @@ pub const VALID: &str = "Valid";
 pub const IDENTITY_FOUND: &str = "IdentityFound";
 /// Reason of a binding's `Valid=False`: its identity exists, but cannot be used.
 pub const IDENTITY_UNUSABLE: &str = "IdentityUnusable";
+/// Label that marks an assignment as ours (Kubernetes "Recommended Labels").
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Its value.
+pub const MANAGED_BY_VALUE: &str = "entra-pod-identity";
 
-/// Everything the controller knows, joined.
+/// Everything the controller knows, joined. One task owns it.
+///
+/// ```
+/// use identity_core::assign::{Event, Index, Options, Relist};
+///
+/// let mut index = Index::new(Options::default());
+/// for list in [Relist::Pods(vec![]), Relist::Identities(vec![]), Relist::Bindings(vec![]), Relist::Assigned(vec![])] {
+///     index.apply(Event::Relist(list));
+/// }
+/// assert!(index.plan(jiff::Timestamp::UNIX_EPOCH).is_empty());
+/// ```
 #[derive(Debug)]
 pub struct Index {
     options: Options,
+    listed: [bool; 4],
+    pods: HashMap<ObjectKey, PodState>,
+    /// Pods by scope (namespace, or everything) and by the value of the binding label.
+    wards: HashMap<Arc<str>, Ward>,
+    identities: HashMap<ObjectKey, IdentityState>,
+    bindings: HashMap<ObjectKey, BindingState>,
+    /// Bindings that name an identity, whether it exists or not.
+    naming: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    catalog: Catalog,
+    /// Assignments that should exist.
+    wanted: HashMap<ObjectKey, Pair>,
+    observed: HashMap<ObjectKey, Observed>,
+    /// The same by the name of the pod they are for.
+    by_pod: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// Objects that were deleted at our request, until the watch says so too.
+    buried: HashMap<ObjectKey, String>,
+    /// Since when an assignment's pod is known to be gone.
+    orphans: HashMap<ObjectKey, Timestamp>,
+    /// Assignments to compare at the next plan.
+    dirty: BTreeSet<ObjectKey>,
+    /// Assignments to compare when a time comes.
+    later: BTreeSet<(Timestamp, ObjectKey)>,
+    holds: HashMap<ObjectKey, Hold>,
+    statuses: StatusBook,
+}
+
+/// Which pod, through which binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pair {
+    pod: ObjectKey,
+    binding: ObjectKey,
+}
+
+#[derive(Debug)]
+struct PodState {
+    pod: Pod,
+    /// Bindings that select it, and the assignment that each stands for.
+    selected: BTreeMap<ObjectKey, ObjectKey>,
+}
+
+#[derive(Debug, Default)]
+struct Ward {
+    all: BTreeSet<ObjectKey>,
+    by_label: HashMap<Box<str>, BTreeSet<ObjectKey>>,
+}
+
+#[derive(Debug)]
+struct IdentityState {
+    object: Box<AzureIdentity>,
+    embedded: AzureIdentity,
+    /// Restricted to its own namespace even under cluster-wide matching.
+    namespaced: bool,
+    usable: Result<(), IdentityError>,
+}
+
+#[derive(Debug)]
+struct BindingState {
+    object: Box<AzureIdentityBinding>,
+    embedded: AzureIdentityBinding,
+    selection: Selection,
+    /// The identity it names, if it names one.
+    identity: Option<ObjectKey>,
+    /// Pods it selects.
+    pods: BTreeSet<ObjectKey>,
 }
 
 impl Index {
     /// An empty index.
     pub fn new(options: Options) -> Self {
-        Self { options }
+        Self {
+            catalog: Catalog::new(options.cluster_wide),
+            statuses: StatusBook::default(),
+            options,
+            listed: [false; 4],
+            pods: HashMap::new(),
+            wards: HashMap::new(),
+            identities: HashMap::new(),
+            bindings: HashMap::new(),
+            naming: HashMap::new(),
+            wanted: HashMap::new(),
+            observed: HashMap::new(),
+            by_pod: HashMap::new(),
+            buried: HashMap::new(),
+            orphans: HashMap::new(),
+            dirty: BTreeSet::new(),
+            later: BTreeSet::new(),
+            holds: HashMap::new(),
+        }
     }
 
     /// Takes in what happened.
     pub fn apply(&mut self, event: Event) {
-        let _ = (event, &self.options);
+        match event {
+            Event::Pod(pod) => self.set_pod(pod),
+            Event::PodDeleted(key) => self.remove_pod(&key),
+            Event::Identity(identity) => self.set_identity(identity),
+            Event::IdentityDeleted(key) => self.remove_identity(&key),
+            Event::Binding(binding) => self.set_binding(binding),
+            Event::BindingDeleted(key) => self.remove_binding(&key),
+            Event::Assigned(object) => self.observe(&object),
+            Event::AssignedDeleted { key, uid } => self.observe_deleted(&key, uid.as_deref()),
+            Event::Relist(list) => self.relist(list),
+        }
     }
 
-    /// The writes of assignments that are wanted and not under way. Empty until every kind was listed once. Each action
-    /// is handed out once; report what came of it to [`done`](Self::done).
-    pub fn plan(&mut self, now: Timestamp) -> Vec<Action> {
-        let _ = (now, &self.options);
-        Vec::new()
+    /// Whether every kind was listed once, so that what is not there is known to be absent.
+    pub fn is_synced(&self) -> bool {
+        self.listed.iter().all(|listed| *listed)
     }
-
-    /// The writes of status (and Events about them) that are wanted, not under way, and not too soon after the last.
-    pub fn plan_status(&mut self, now: Timestamp) -> StatusPlan {
-        let _ = (now, &self.options);
-        StatusPlan::default()
-    }
-
-    /// When [`plan`](Self::plan) will have something more to do though nothing happens (a retry, an orphan).
-    pub fn next_due(&self) -> Option<Timestamp> {
-        None
-    }
-
-    /// What came of an action that was handed out.
-    pub fn done(&mut self, action: &Action, outcome: Outcome) {
-        let _ = (action, outcome, &self.options);
-    }
-
-    /// Forgets what is under way, after the executor was stopped (a lost lease) and its results will not be reported.
-    pub fn forget_in_flight(&mut self) {}
 }

@@ -1,0 +1,239 @@
+//! What identities and bindings are told about themselves: conditions and counts, written only when they change and not
+//! too often.
+
+use std::collections::{BTreeSet, HashMap};
+
+use identity_crd::{Condition, Violation, find_condition, set_condition};
+use jiff::Timestamp;
+
+use super::{
+    Action, BindingState, IDENTITY_FOUND, IDENTITY_UNUSABLE, IdentityState, Index, Notice, Outcome, StatusPlan,
+    StatusTarget, StatusUpdate, VALID,
+};
+use crate::lookup::IdentityError;
+
+/// Longest message of a condition, characters (`meta/v1` Condition allows 32768; people read less).
+const MAX_MESSAGE: usize = 1024;
+
+/// When each status was written, and what is under way.
+#[derive(Debug, Default)]
+pub(super) struct StatusBook {
+    pub(super) dirty: BTreeSet<StatusTarget>,
+    entries: HashMap<StatusTarget, Entry>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    in_flight: bool,
+    not_before: Option<Timestamp>,
+    /// What was last announced as wrong, so that it is not announced twice.
+    announced: Vec<(String, String)>,
+}
+
+impl StatusBook {
+    pub(super) fn forget(&mut self, target: &StatusTarget) {
+        self.dirty.remove(target);
+        self.entries.remove(target);
+    }
+
+    pub(super) fn forget_in_flight(&mut self) {
+        for (target, entry) in &mut self.entries {
+            if std::mem::take(&mut entry.in_flight) {
+                self.dirty.insert(target.clone());
+            }
+        }
+    }
+}
+
+/// A status as it should be, beside the one that is there.
+struct Judgement {
+    uid: Option<String>,
+    conditions: Vec<Condition>,
+    matched_pods: Option<i32>,
+    changed: bool,
+}
+
+impl Index {
+    /// The writes of status (and Events about them) that are wanted, not under way, and not too soon after the last.
+    /// Empty until every kind was listed once.
+    pub fn plan_status(&mut self, now: Timestamp) -> StatusPlan {
+        let mut plan = StatusPlan::default();
+        if !self.is_synced() {
+            return plan;
+        }
+        for target in std::mem::take(&mut self.statuses.dirty) {
+            let entry = self.statuses.entries.entry(target.clone()).or_default();
+            if entry.in_flight {
+                continue;
+            }
+            if let Some(due) = entry.not_before.filter(|due| now < *due) {
+                plan.next_due = Some(plan.next_due.map_or(due, |next| next.min(due)));
+                self.statuses.dirty.insert(target);
+                continue;
+            }
+            let Some(judgement) = self.judge_status(&target, now) else {
+                self.statuses.entries.remove(&target);
+                continue;
+            };
+            let Some(entry) = self.statuses.entries.get_mut(&target) else { continue };
+            let wrong: Vec<(String, String)> = judgement
+                .conditions
+                .iter()
+                .filter(|c| c.status == identity_crd::ConditionStatus::False)
+                .map(|c| (c.reason.clone(), c.message.clone()))
+                .collect();
+            if judgement.changed {
+                for (reason, message) in wrong.iter().filter(|w| !entry.announced.contains(w)) {
+                    plan.actions.push(Action::Event(Notice {
+                        target: target.clone(),
+                        uid: judgement.uid.clone(),
+                        warning: true,
+                        reason: reason.clone(),
+                        message: message.clone(),
+                    }));
+                }
+                entry.in_flight = true;
+                entry.not_before = now.saturating_add(self.options.status_interval).ok();
+                plan.actions.push(Action::Status(Box::new(StatusUpdate {
+                    target,
+                    uid: judgement.uid,
+                    conditions: judgement.conditions,
+                    matched_pods: judgement.matched_pods,
+                })));
+            }
+            entry.announced = wrong;
+        }
+        plan
+    }
+
+    pub(super) fn status_done(&mut self, update: &StatusUpdate, outcome: &Outcome) {
+        let target = &update.target;
+        let Some(entry) = self.statuses.entries.get_mut(target) else { return };
+        entry.in_flight = false;
+        match outcome {
+            Outcome::Done | Outcome::Applied(_) => self.remember(update),
+            Outcome::Conflict => {}
+            Outcome::Failed { retry_at } => entry.not_before = entry.not_before.max(Some(*retry_at)),
+        }
+        self.statuses.dirty.insert(target.clone());
+    }
+
+    /// What was written is there, though the watch has yet to say so.
+    fn remember(&mut self, update: &StatusUpdate) {
+        let put = |conditions: &mut Vec<Condition>| {
+            for condition in &update.conditions {
+                conditions.retain(|c| c.type_ != condition.type_);
+                conditions.push(condition.clone());
+            }
+        };
+        match &update.target {
+            StatusTarget::Identity(key) => {
+                if let Some(state) = self.identities.get_mut(key).filter(|s| s.object.metadata.uid == update.uid) {
+                    put(&mut state.object.status.get_or_insert_default().conditions);
+                }
+            }
+            StatusTarget::Binding(key) => {
+                if let Some(state) = self.bindings.get_mut(key).filter(|s| s.object.metadata.uid == update.uid) {
+                    let status = state.object.status.get_or_insert_default();
+                    put(&mut status.conditions);
+                    status.matched_pods = update.matched_pods;
+                }
+            }
+        }
+    }
+
+    fn judge_status(&self, target: &StatusTarget, now: Timestamp) -> Option<Judgement> {
+        let (judged, there, uid) = match target {
+            StatusTarget::Identity(key) => {
+                let state = self.identities.get(key)?;
+                let there = state.object.status.as_ref().map_or(&[][..], |s| &s.conditions);
+                (vec![self.identity_valid(state)], there, state.object.metadata.uid.clone())
+            }
+            StatusTarget::Binding(key) => {
+                let state = self.bindings.get(key)?;
+                let there = state.object.status.as_ref().map_or(&[][..], |s| &s.conditions);
+                (self.binding_conditions(state), there, state.object.metadata.uid.clone())
+            }
+        };
+        let matched_pods = match target {
+            StatusTarget::Identity(_) => None,
+            StatusTarget::Binding(key) => Some(i32::try_from(self.bindings.get(key)?.pods.len()).unwrap_or(i32::MAX)),
+        };
+        let mut changed = match target {
+            StatusTarget::Identity(_) => false,
+            StatusTarget::Binding(key) => {
+                self.bindings.get(key)?.object.status.as_ref().and_then(|s| s.matched_pods) != matched_pods
+            }
+        };
+        let mut conditions = there.to_vec();
+        let types: Vec<String> = judged.iter().map(|c| c.type_.clone()).collect();
+        for condition in judged {
+            changed |= set_condition(&mut conditions, condition, now);
+        }
+        let conditions = types.iter().filter_map(|t| find_condition(&conditions, t).cloned()).collect();
+        Some(Judgement { uid, conditions, matched_pods, changed })
+    }
+
+    fn identity_valid(&self, state: &IdentityState) -> Condition {
+        let generation = state.object.metadata.generation;
+        let violations = state.object.spec.validate();
+        match &state.usable {
+            Err(error) => {
+                let all = match error {
+                    IdentityError::Spec(_) if !violations.is_empty() => sentence(&violations),
+                    other => other.to_string(),
+                };
+                condition(VALID, false, "Unusable", &format!("not assigned to any pod: {all}"), generation)
+            }
+            Ok(()) if !violations.is_empty() => condition(VALID, false, "Invalid", &sentence(&violations), generation),
+            Ok(()) => condition(VALID, true, "AsExpected", "", generation),
+        }
+    }
+
+    fn binding_conditions(&self, state: &BindingState) -> Vec<Condition> {
+        let generation = state.object.metadata.generation;
+        let found = state.identity.as_ref().map(|name| (name, self.identities.get(name)));
+        let found_condition = match found {
+            None => condition(
+                IDENTITY_FOUND,
+                false,
+                "NotNamed",
+                "spec.azureIdentity: missing; give the name of an AzureIdentity of this namespace",
+                generation,
+            ),
+            Some((name, None)) => condition(
+                IDENTITY_FOUND,
+                false,
+                "NotFound",
+                &format!(
+                    "spec.azureIdentity: there is no AzureIdentity `{}` in namespace `{}`; create it, or correct the name",
+                    name.name, name.namespace
+                ),
+                generation,
+            ),
+            Some((_, Some(_))) => condition(IDENTITY_FOUND, true, "Found", "", generation),
+        };
+        let violations = state.object.spec.validate();
+        let unusable = found.and_then(|(name, state)| Some((name, state?.usable.as_ref().err()?)));
+        let valid = match unusable {
+            Some((name, error)) => condition(
+                VALID,
+                false,
+                IDENTITY_UNUSABLE,
+                &format!("AzureIdentity `{}` cannot be used: {error}", name.name),
+                generation,
+            ),
+            None if violations.is_empty() => condition(VALID, true, "AsExpected", "", generation),
+            None => condition(VALID, false, "Invalid", &sentence(&violations), generation),
+        };
+        vec![valid, found_condition]
+    }
+}
+
+fn condition(type_: &str, holds: bool, reason: &str, message: &str, generation: Option<i64>) -> Condition {
+    Condition::new(type_, holds, reason, message.chars().take(MAX_MESSAGE).collect::<String>(), generation)
+}
+
+fn sentence(violations: &[Violation]) -> String {
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
