@@ -5,7 +5,7 @@ use identity_crd::IdentityType;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::tokens::{Answer, Refusal, RefusalKind};
+use crate::tokens::{Issued, Refusal, RefusalKind};
 
 /// Answers with what the test says, as often as it lets it.
 struct Fake {
@@ -35,7 +35,7 @@ impl Backend for Arc<Fake> {
             return Err(error);
         }
         let now = self.now.load(Ordering::SeqCst);
-        Ok(Token::new(&Answer {
+        Ok(Token::issued(&Issued {
             access_token: &format!("token-{}", self.calls.load(Ordering::SeqCst)),
             resource,
             client_id: identity.client_id.as_deref(),

@@ -10,8 +10,7 @@ use thiserror::Error;
 
 pub(crate) use cache::same;
 pub use cache::{Cache, CacheConfig};
-pub(crate) use token::Answer;
-pub use token::Token;
+pub use token::{Issued, Token};
 
 /// Gets tokens. Whether the caller may have one has been decided before.
 pub trait Tokens: Send + Sync + 'static {

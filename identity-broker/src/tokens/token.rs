@@ -8,7 +8,8 @@ use secrecy::{ExposeSecret, SecretBox};
 use serde::Deserialize;
 
 /// What an upstream answered, before it is shaped for the endpoint.
-pub(crate) struct Answer<'a> {
+#[derive(Clone, Copy)]
+pub struct Issued<'a> {
     /// The token.
     pub access_token: &'a str,
     /// `resource`, as the pod sent it.
@@ -46,7 +47,8 @@ struct Claims {
 }
 
 impl Token {
-    pub(crate) fn new(answer: &Answer<'_>) -> Self {
+    /// Shapes an upstream's answer.
+    pub fn issued(answer: &Issued<'_>) -> Self {
         let claims = claims(answer.access_token);
         let id = crate::digest::hex16(claims.uti.as_deref().unwrap_or(answer.access_token).as_bytes());
         let not_before = claims.nbf.unwrap_or_else(|| answer.now.as_second());
@@ -158,7 +160,7 @@ mod tests {
     fn every_field_is_a_string() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let end = Timestamp::from_second(1_800_003_600).unwrap();
-        let token = Token::new(&Answer {
+        let token = Token::issued(&Issued {
             access_token: "not.a-jwt",
             resource: "api://\"quoted\"/",
             client_id: Some("c"),

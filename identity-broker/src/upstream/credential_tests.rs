@@ -96,10 +96,7 @@ fn what_is_wrong_with_certificates() {
     let (rsa, other, ec) = (material(&PKCS_RSA_SHA256), material(&PKCS_RSA_SHA256), material(&PKCS_ECDSA_P256_SHA256));
     let pfx = p12(&rsa, "right");
     let c = || "certificate".to_owned();
-    assert_eq!(
-        thumbprint(None, &[("certificate", &pfx), ("password", b"wrong")]),
-        Err(P::WrongPassword(c()))
-    );
+    assert_eq!(thumbprint(None, &[("certificate", &pfx), ("password", b"wrong")]), Err(P::WrongPassword(c())));
     assert_eq!(thumbprint(None, &[("certificate", &pfx)]), Err(P::WrongPassword(c())));
     for garbage in [&b"garbage"[..], &pfx[..pfx.len() / 2], b"\x30\x82"] {
         let problem = thumbprint(None, &[("certificate", garbage), ("password", b"right")]).unwrap_err();

@@ -21,7 +21,7 @@ use super::{
     credential::{Certificate, Credential},
     http::{Clients, TransportError},
 };
-use crate::tokens::{Answer, Refusal, RefusalKind, Token, TokenError};
+use crate::tokens::{Issued, Refusal, RefusalKind, Token, TokenError};
 
 /// How long an assertion is valid; Microsoft documents five to ten minutes.
 const ASSERTION_LIFETIME: i64 = 300;
@@ -71,7 +71,7 @@ pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Ti
         .and_then(|seconds| now.checked_add(jiff::SignedDuration::from_secs(seconds)).ok())
         .filter(|end| *end > now)
         .ok_or_else(|| transient("Entra's answer has no usable expires_in".to_owned(), None))?;
-    Ok(Token::new(&Answer {
+    Ok(Token::issued(&Issued {
         access_token: answer.access_token().secret(),
         resource: request.resource,
         client_id: Some(request.client_id),

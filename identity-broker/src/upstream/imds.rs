@@ -10,7 +10,7 @@ use super::{
     entra::{first_line, retry_after},
     http::Clients,
 };
-use crate::tokens::{Answer, Refusal, RefusalKind, Token, TokenError};
+use crate::tokens::{Issued, Refusal, RefusalKind, Token, TokenError};
 
 /// A number that is written as a string by the real service.
 #[derive(Deserialize)]
@@ -83,7 +83,7 @@ pub(crate) async fn token(
         })?;
     check_client(identity, success.client_id.as_deref()).map_err(Failure::Permanent)?;
     let client_id = success.client_id.as_deref().or(identity.client_id.as_deref());
-    Ok(Token::new(&Answer {
+    Ok(Token::issued(&Issued {
         access_token: &success.access_token,
         resource,
         client_id,
