@@ -260,8 +260,17 @@ impl Observation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Any redirect that is accepted.
+    pub(crate) fn redirects() -> impl Strategy<Value = Redirect> {
+        let socket = || (any::<u32>(), any::<u16>()).prop_map(|(ip, port)| SocketAddrV4::new(Ipv4Addr::from(ip), port));
+        (prop_oneof![Just(Redirect::METADATA), socket()], socket())
+            .prop_filter_map("refused", |(metadata, to)| Redirect::new(metadata, to).ok())
+    }
 
     #[test]
     fn targets_that_cannot_work_are_refused_with_the_reason() {
