@@ -1,5 +1,7 @@
 //! The endpoint over loopback: parameters, errors, holding, pinning, deciding again, audit, limits.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
+
 mod support;
 
 use std::{

@@ -212,7 +212,7 @@ mod tests {
         let keep = Keep::default();
         let pauses: Vec<_> = [0, 1, 2, 3, 4, 40].map(|failures| keep.pause(failures).as_secs()).into();
         assert_eq!(pauses, [2, 4, 8, 15, 15, 15]);
-        assert_eq!(Keep::every(Duration::from_secs(60)).pause(3), Duration::from_secs(60));
+        assert_eq!(Keep::every(Duration::from_mins(1)).pause(3), Duration::from_mins(1));
     }
 
     #[test]

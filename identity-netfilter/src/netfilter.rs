@@ -166,10 +166,9 @@ impl Netfilter {
             let written = self.programs.apply(&self.tools, &write(self.backend, &self.rules, &seen)).await;
             match written {
                 Err(error) if !error.is_race() || attempt == ATTEMPTS => return Err(error),
-                // A jump that was to be deleted may be gone: look again.
-                Err(_) => {}
                 Ok(()) if done.repaired.is_empty() => done.repaired = differences,
-                Ok(()) => {}
+                // After an error a jump that was to be deleted may be gone: look again.
+                Ok(()) | Err(_) => {}
             }
         }
         for other in Backend::ALL.into_iter().filter(|other| *other != self.backend) {

@@ -37,3 +37,11 @@ pub fn write(path: &Path, content: &[u8], mode: u32, scratch: &Path) -> io::Resu
 pub fn private_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
+
+/// Creates one directory that did not exist, readable by the owner only.
+///
+/// # Errors
+/// It exists, or as the file system says.
+pub fn private_directory_new(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(path)
+}

@@ -231,13 +231,22 @@ fn met(row: &Row) -> &'static str {
     }
 }
 
+/// How much of its bar a figure uses, as a picture: ten blocks are all of it, more than ten too much.
+fn plot(row: &Row) -> String {
+    let Some(bar) = row.bar.filter(|bar| *bar > 0.0) else { return String::new() };
+    let share = row.value / bar;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0 … 20")]
+    let blocks = (share * 10.0).round().clamp(0.0, 20.0) as usize;
+    format!("{}{} {:.0} %", "█".repeat(blocks), "░".repeat(10_usize.saturating_sub(blocks)), share * 100.0)
+}
+
 fn markdown(rows: &[Row]) -> String {
     let mut text =
         "| id | what | value | unit | min | max | bar | met |\n|---|---|---:|---|---:|---:|---:|---|\n".to_owned();
     for row in rows {
         let _ = writeln!(
             text,
-            "| `{}` | {} | {} | {} | {} | {} | {} | {} |",
+            "| `{}` | {} | {} | {} | {} | {} | {} | {} | {} |",
             row.id,
             row.what,
             number(row.value),
@@ -245,7 +254,8 @@ fn markdown(rows: &[Row]) -> String {
             number(row.min),
             number(row.max),
             row.bar.map(|bar| format!("≤ {}", number(bar))).unwrap_or_default(),
-            met(row)
+            met(row),
+            plot(row)
         );
     }
     text
@@ -292,6 +302,9 @@ mod tests {
     #[test]
     fn the_table_says_what_missed_its_bar() {
         let text = markdown(&[row(7.0).judged()]);
-        assert!(text.ends_with("| `x` | w | 7.00 | s | 7.00 | 7.00 | ≤ 5.00 | NO |\n"), "{text}");
+        assert!(
+            text.ends_with("| `x` | w | 7.00 | s | 7.00 | 7.00 | ≤ 5.00 | NO | ██████████████ 140 % |\n"),
+            "{text}"
+        );
     }
 }

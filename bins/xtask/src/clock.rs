@@ -31,7 +31,10 @@ impl Stopwatch {
 ///
 /// # Errors
 /// The condition's own error ends the wait at once.
-pub fn wait_for<T>(limit: Duration, mut condition: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<Option<T>> {
+pub fn wait_for<T>(
+    limit: Duration,
+    mut condition: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<Option<T>> {
     let watch = Stopwatch::start();
     loop {
         if let Some(value) = condition()? {

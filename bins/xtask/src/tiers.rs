@@ -175,7 +175,8 @@ mod tests {
         let mut counts = Counts::default();
         counts.read("running 3 tests");
         counts.read("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
-        counts.read("test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 9.01s");
+        counts
+            .read("test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 9.01s");
         counts.read("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 4 filtered out; finished in 0.00s");
         assert_eq!(counts, Counts { programs: 2, passed: 15, failed: 2, ignored: 1 });
     }

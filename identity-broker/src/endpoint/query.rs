@@ -206,7 +206,7 @@ mod tests {
     fn what_is_refused() {
         let valid = "api-version=2018-02-01&resource=x";
         for (text, expected) in [
-            ("".to_owned(), QueryError::ApiVersion),
+            (String::new(), QueryError::ApiVersion),
             ("resource=x".into(), QueryError::ApiVersion),
             ("api-version=2018-02-01".into(), QueryError::ResourceMissing),
             ("api-version=2018-02-01&resource=".into(), QueryError::ResourceMissing),

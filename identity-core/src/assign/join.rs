@@ -9,7 +9,7 @@ use identity_crd::{AzureIdentity, AzureIdentityBinding, BEHAVIOR_ANNOTATION, BEH
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
-    BindingState, IdentityState, Index, Pair, PodState, Relist, StatusTarget, Ward,
+    BindingState, IdentityState, Index, Pair, PodState, Relist, StatusTarget,
     object::{assignment_key, embed_binding, embed_identity},
 };
 use crate::{
@@ -29,20 +29,32 @@ impl Index {
         match list {
             Relist::Pods(pods) => {
                 let listed: HashSet<ObjectKey> = pods.iter().map(Pod::key).collect();
-                gone(self.pods.keys(), &listed).iter().for_each(|key| self.remove_pod(key));
-                pods.into_iter().for_each(|pod| self.set_pod(pod));
+                for key in &gone(self.pods.keys(), &listed) {
+                    self.remove_pod(key);
+                }
+                for pod in pods {
+                    self.set_pod(pod);
+                }
                 self.listed[0] = true;
             }
             Relist::Identities(objects) => {
                 let listed = objects.iter().map(|o| key_of(&o.metadata)).collect();
-                gone(self.identities.keys(), &listed).iter().for_each(|key| self.remove_identity(key));
-                objects.into_iter().for_each(|object| self.set_identity(Box::new(object)));
+                for key in &gone(self.identities.keys(), &listed) {
+                    self.remove_identity(key);
+                }
+                for object in objects {
+                    self.set_identity(Box::new(object));
+                }
                 self.listed[1] = true;
             }
             Relist::Bindings(objects) => {
                 let listed = objects.iter().map(|o| key_of(&o.metadata)).collect();
-                gone(self.bindings.keys(), &listed).iter().for_each(|key| self.remove_binding(key));
-                objects.into_iter().for_each(|object| self.set_binding(Box::new(object)));
+                for key in &gone(self.bindings.keys(), &listed) {
+                    self.remove_binding(key);
+                }
+                for object in objects {
+                    self.set_binding(Box::new(object));
+                }
                 self.listed[2] = true;
             }
             Relist::Assigned(objects) => {
@@ -238,11 +250,7 @@ impl Index {
     }
 
     fn file_pod(&mut self, key: &ObjectKey, pod: &Pod) {
-        let scope = self.catalog.scope(&key.namespace);
-        if !self.wards.contains_key(scope) {
-            self.wards.insert(Arc::from(scope), Ward::default());
-        }
-        let Some(ward) = self.wards.get_mut(self.catalog.scope(&key.namespace)) else { return };
+        let ward = self.wards.entry(Arc::from(self.catalog.scope(&key.namespace))).or_default();
         ward.all.insert(key.clone());
         if let Some(label) = pod.labels.get(BINDING_LABEL) {
             ward.by_label.entry(label.as_str().into()).or_default().insert(key.clone());

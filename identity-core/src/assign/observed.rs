@@ -102,7 +102,9 @@ impl Index {
             self.release(&key);
             self.dirty.insert(key);
         }
-        objects.iter().for_each(|object| self.observe(object));
+        for object in objects {
+            self.observe(object);
+        }
     }
 
     /// A deletion that we asked for was done.

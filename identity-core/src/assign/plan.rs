@@ -102,7 +102,6 @@ impl Index {
 
     fn need(&mut self, key: &ObjectKey, now: Timestamp) -> Need {
         match self.holds.get_mut(key) {
-            None => {}
             Some(Hold::InFlight) => return Need::Nothing,
             Some(Hold::Failed { retry_at: until }) if now < *until => return Need::Later(*until),
             Some(Hold::Conflicted { until }) => {
@@ -111,7 +110,7 @@ impl Index {
                     return Need::Later(until);
                 }
             }
-            Some(Hold::Failed { .. }) => {}
+            None | Some(Hold::Failed { .. }) => {}
         }
         self.holds.remove(key);
         let object = self.wanted.get(key).and_then(|pair| self.desired(key, pair));

@@ -147,7 +147,7 @@ impl Index {
             StatusTarget::Identity(key) => {
                 let state = self.identities.get(key)?;
                 let there = state.object.status.as_ref().map_or(&[][..], |s| &s.conditions);
-                (vec![self.identity_valid(state)], there, state.object.metadata.uid.clone())
+                (vec![identity_valid(state)], there, state.object.metadata.uid.clone())
             }
             StatusTarget::Binding(key) => {
                 let state = self.bindings.get(key)?;
@@ -172,22 +172,6 @@ impl Index {
         }
         let conditions = types.iter().filter_map(|t| find_condition(&conditions, t).cloned()).collect();
         Some(Judgement { uid, conditions, matched_pods, changed })
-    }
-
-    fn identity_valid(&self, state: &IdentityState) -> Condition {
-        let generation = state.object.metadata.generation;
-        let violations = state.object.spec.validate();
-        match &state.usable {
-            Err(error) => {
-                let all = match error {
-                    IdentityError::Spec(_) if !violations.is_empty() => sentence(&violations),
-                    other => other.to_string(),
-                };
-                condition(VALID, false, "Unusable", &format!("not assigned to any pod: {all}"), generation)
-            }
-            Ok(()) if !violations.is_empty() => condition(VALID, false, "Invalid", &sentence(&violations), generation),
-            Ok(()) => condition(VALID, true, "AsExpected", "", generation),
-        }
     }
 
     fn binding_conditions(&self, state: &BindingState) -> Vec<Condition> {
@@ -236,4 +220,20 @@ fn condition(type_: &str, holds: bool, reason: &str, message: &str, generation: 
 
 fn sentence(violations: &[Violation]) -> String {
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn identity_valid(state: &IdentityState) -> Condition {
+    let generation = state.object.metadata.generation;
+    let violations = state.object.spec.validate();
+    match &state.usable {
+        Err(error) => {
+            let all = match error {
+                IdentityError::Spec(_) if !violations.is_empty() => sentence(&violations),
+                other => other.to_string(),
+            };
+            condition(VALID, false, "Unusable", &format!("not assigned to any pod: {all}"), generation)
+        }
+        Ok(()) if !violations.is_empty() => condition(VALID, false, "Invalid", &sentence(&violations), generation),
+        Ok(()) => condition(VALID, true, "AsExpected", "", generation),
+    }
 }

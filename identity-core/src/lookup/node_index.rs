@@ -174,7 +174,9 @@ impl NodeIndex {
         for key in gone(&self.pods, &listed) {
             self.delete_pod(&key);
         }
-        pods.into_iter().for_each(|pod| self.apply_pod(pod));
+        for pod in pods {
+            self.apply_pod(pod);
+        }
     }
 
     /// An assignment of this node appeared or changed. One that a node cannot serve is kept aside for explanations; the
@@ -245,7 +247,9 @@ impl NodeIndex {
         for key in gone(&self.bindings, &listed) {
             self.delete_binding(&key);
         }
-        bindings.into_iter().for_each(|binding| self.apply_binding(binding));
+        for binding in bindings {
+            self.apply_binding(binding);
+        }
     }
 
     /// Makes a snapshot current if anything changed that a decision could depend on. Answers whether it did.

@@ -15,11 +15,11 @@ use crate::{object::ObjectKey, pod::Pod};
 #[derive(Debug)]
 pub(crate) struct Catalog {
     cluster_wide: bool,
-    scopes: HashMap<Arc<str>, Shelf>,
+    scopes: HashMap<Arc<str>, Candidates>,
 }
 
 #[derive(Debug, Default)]
-struct Shelf {
+struct Candidates {
     by_label: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     by_account: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     others: BTreeSet<ObjectKey>,
@@ -36,47 +36,42 @@ impl Catalog {
     }
 
     pub(crate) fn insert(&mut self, key: &ObjectKey, selection: &Selection) {
-        let scope = self.scope(&key.namespace);
-        if !self.scopes.contains_key(scope) {
-            let scope = Arc::from(scope);
-            self.scopes.insert(scope, Shelf::default());
-        }
-        let Some(shelf) = self.scopes.get_mut(if self.cluster_wide { "" } else { &*key.namespace }) else { return };
+        let filed = self.scopes.entry(Arc::from(self.scope(&key.namespace))).or_default();
         if let Some(label) = &selection.label {
-            shelf.by_label.entry(label.clone()).or_default().insert(key.clone());
+            filed.by_label.entry(label.clone()).or_default().insert(key.clone());
         } else if !selection.accounts.is_empty() {
             for account in &selection.accounts {
-                shelf.by_account.entry(account.clone()).or_default().insert(key.clone());
+                filed.by_account.entry(account.clone()).or_default().insert(key.clone());
             }
         } else if selection.pods.is_some() {
-            shelf.others.insert(key.clone());
+            filed.others.insert(key.clone());
         }
     }
 
     pub(crate) fn remove(&mut self, key: &ObjectKey, selection: &Selection) {
         let scope = self.scope(&key.namespace);
-        let Some(shelf) = self.scopes.get_mut(scope) else { return };
+        let Some(filed) = self.scopes.get_mut(scope) else { return };
         if let Some(label) = &selection.label {
-            take(&mut shelf.by_label, label, key);
+            take(&mut filed.by_label, label, key);
         } else {
             for account in &selection.accounts {
-                take(&mut shelf.by_account, account, key);
+                take(&mut filed.by_account, account, key);
             }
-            shelf.others.remove(key);
+            filed.others.remove(key);
         }
-        if shelf.by_label.is_empty() && shelf.by_account.is_empty() && shelf.others.is_empty() {
+        if filed.by_label.is_empty() && filed.by_account.is_empty() && filed.others.is_empty() {
             self.scopes.remove(scope);
         }
     }
 
     /// Every binding that might select `pod`, and few that do not.
     pub(crate) fn candidates(&self, pod: &Pod) -> impl Iterator<Item = &ObjectKey> {
-        let shelf = self.scopes.get(self.scope(&pod.reference.namespace));
+        let filed = self.scopes.get(self.scope(&pod.reference.namespace));
         let label = pod.labels.get(BINDING_LABEL);
-        shelf.into_iter().flat_map(move |shelf| {
-            let by_label = label.and_then(|value| shelf.by_label.get(value.as_str()));
-            let by_account = shelf.by_account.get(&*pod.service_account);
-            by_label.into_iter().flatten().chain(by_account.into_iter().flatten()).chain(&shelf.others)
+        filed.into_iter().flat_map(move |filed| {
+            let by_label = label.and_then(|value| filed.by_label.get(value.as_str()));
+            let by_account = filed.by_account.get(&*pod.service_account);
+            by_label.into_iter().flatten().chain(by_account.into_iter().flatten()).chain(&filed.others)
         })
     }
 }

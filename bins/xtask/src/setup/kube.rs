@@ -95,6 +95,7 @@ fn build(module: &Path, cache: &Path, directory: &Path, version: &str) -> anyhow
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     for (package, built, name) in PARTS {
         let part = Stopwatch::start();
+        term::step(format_args!("  {name}: building"));
         Cmd::new("nice")
             .arg(&go)
             .args(["build", "-trimpath", "-ldflags", &linker_flags(version)?, "-o"])
@@ -109,7 +110,7 @@ fn build(module: &Path, cache: &Path, directory: &Path, version: &str) -> anyhow
         if built != name {
             std::fs::rename(out.join(built), out.join(name)).with_context(|| format!("cannot rename {built}"))?;
         }
-        term::step(format_args!("  {name} in {}", part.seconds()));
+        term::step(format_args!("  {name}: built in {}", part.seconds()));
     }
     if directory.exists() {
         std::fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))?;

@@ -1,0 +1,205 @@
+//! Tells which files of a directory may have changed: by inotify, without polling and without timers.
+//!
+//! What is watched is the directory, its subdirectories if files are one level down, and the nearest directory above that
+//! exists: so a directory that is deleted and made again, or a symbolic link that is swapped for another (as a ConfigMap
+//! volume does with `..data`, and deployments do with `current`), is noticed.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use notify::{
+    Config, Event, EventKind, INotifyWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, ModifyKind},
+};
+use tokio::sync::Notify;
+use tracing::warn;
+
+use super::directory::{Dirty, is_manifest};
+
+/// More files than this at once are not told apart any more.
+const MOST_FILES: usize = 4096;
+
+#[derive(Debug, Default)]
+struct Pending {
+    dirty: Option<Dirty>,
+    /// A watched directory appeared, went, or is another now.
+    rearm: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    nested: bool,
+    pending: Mutex<Pending>,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+pub(super) struct Inotify {
+    watcher: INotifyWatcher,
+    watched: Vec<PathBuf>,
+    shared: Arc<Shared>,
+}
+
+impl Inotify {
+    /// `root` must be absolute. The first [`changed`](Self::changed) answers at once with everything.
+    pub(super) fn new(root: PathBuf, nested: bool) -> notify::Result<Self> {
+        let pending = Mutex::new(Pending { dirty: Some(Dirty::All), rearm: false });
+        let shared = Arc::new(Shared { root, nested, pending, wake: Notify::new() });
+        let handler = shared.clone();
+        let watcher = INotifyWatcher::new(move |event| handler.handle(event), Config::default())?;
+        let mut inotify = Self { watcher, watched: Vec::new(), shared };
+        inotify.arm()?;
+        Ok(inotify)
+    }
+
+    /// Waits until something may have changed and takes all of it.
+    pub(super) async fn changed(&mut self) -> Dirty {
+        loop {
+            let shared = self.shared.clone();
+            let notified = shared.wake.notified();
+            let (dirty, rearm) = {
+                let mut pending = shared.lock();
+                (pending.dirty.take(), std::mem::take(&mut pending.rearm))
+            };
+            if rearm && let Err(error) = self.arm() {
+                warn!(directory = %shared.root.display(), %error, "cannot watch; changes may be missed until the next one");
+            }
+            if let Some(dirty) = dirty {
+                return dirty;
+            }
+            notified.await;
+        }
+    }
+
+    fn arm(&mut self) -> notify::Result<()> {
+        for path in self.watched.drain(..) {
+            // Gone already when the directory is.
+            let _ = self.watcher.unwatch(&path);
+        }
+        let root = self.shared.root.clone();
+        // From above: whatever appears while this runs is seen either here or by the watch above it.
+        let mut above = root.parent();
+        while let Some(directory) = above {
+            match self.watcher.watch(directory, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.watched.push(directory.to_owned());
+                    break;
+                }
+                Err(error) if is_absent(&error) => above = directory.parent(),
+                Err(error) => return Err(error),
+            }
+        }
+        match self.watcher.watch(&root, RecursiveMode::NonRecursive) {
+            Ok(()) => self.watched.push(root.clone()),
+            Err(error) if is_absent(&error) => {
+                // Made between the two? Then a directory above it was too, which the watch does not tell.
+                if above != root.parent() && root.parent().is_some_and(Path::exists) {
+                    self.shared.lock().rearm = true;
+                    self.shared.wake.notify_one();
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        if self.shared.nested
+            && let Ok(entries) = fs::read_dir(&root)
+        {
+            for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+                match self.watcher.watch(&path, RecursiveMode::NonRecursive) {
+                    Ok(()) => self.watched.push(path),
+                    Err(error) if is_absent(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called on notify's thread.
+    fn handle(&self, event: notify::Result<Event>) {
+        let mut pending = self.lock();
+        match event {
+            Ok(event) if event.need_rescan() => {
+                *pending = Pending { dirty: Some(Dirty::All), rearm: true };
+            }
+            Ok(event) => {
+                for path in &event.paths {
+                    self.note(&event.kind, path, &mut pending);
+                }
+            }
+            Err(error) => {
+                warn!(directory = %self.root.display(), %error, "inotify failed; reading everything again");
+                *pending = Pending { dirty: Some(Dirty::All), rearm: true };
+            }
+        }
+        if pending.dirty.is_some() || pending.rearm {
+            self.wake.notify_one();
+        }
+    }
+
+    fn note(&self, kind: &EventKind, path: &Path, pending: &mut Pending) {
+        match kind {
+            // Reading makes events, too; and while a file is written, its end is what counts.
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
+            EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => return,
+            // Written in place: closing it follows. A link is complete as it is.
+            EventKind::Create(_) if is_being_written(path) => return,
+            _ => {}
+        }
+        if self.root.starts_with(path) {
+            // The directory or one above it: it may be another now.
+            pending.rearm = true;
+            pending.dirty = Some(Dirty::All);
+            return;
+        }
+        let Ok(inside) = path.strip_prefix(&self.root) else { return };
+        let depth = inside.components().count();
+        let is_file = depth == 1 + usize::from(self.nested) && is_manifest(path) && !path.is_dir();
+        if is_file {
+            match pending.dirty.get_or_insert_with(|| Dirty::Files(BTreeSet::new())) {
+                Dirty::All => {}
+                Dirty::Files(files) => {
+                    files.insert(path.to_owned());
+                    if files.len() > MOST_FILES {
+                        pending.dirty = Some(Dirty::All);
+                    }
+                }
+            }
+        } else if depth == 1 {
+            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            let swapped = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".."));
+            if self.nested && !hidden {
+                pending.rearm = true;
+                pending.dirty = Some(Dirty::All);
+            } else if swapped {
+                pending.dirty = Some(Dirty::All);
+            }
+        }
+    }
+}
+
+fn is_being_written(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.nlink() == 1)
+}
+
+fn is_absent(error: &notify::Error) -> bool {
+    match &error.kind {
+        notify::ErrorKind::PathNotFound => true,
+        notify::ErrorKind::Io(error) => {
+            matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,186 @@
+//! Manifests and the state directory as a source: reads what inotify says has changed, and tells the difference.
+
+use std::{path::PathBuf, sync::Arc};
+
+use futures::future::BoxFuture;
+use identity_crd::{AzureAssignedIdentity, NODE_LABEL};
+use tokio::sync::mpsc;
+use tracing::{error, info};
+
+use super::{
+    Change, Error, Gone, Interest, Manifests, Update,
+    directory::{Delta, Directory, Found},
+    inotify::Inotify,
+    parse::{Key, Kind, Object},
+};
+use crate::{
+    pod::Pod,
+    runtime::{observe::Observer, secrets::Store},
+};
+
+const MANIFEST_KINDS: &[Kind] = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception];
+const STATE_KINDS: &[Kind] = &[Kind::Assigned];
+
+/// The tasks that watch: one for each directory.
+pub(super) fn watch(
+    manifests: &Manifests,
+    interests: &[Interest],
+    updates: &mpsc::Sender<Update>,
+    observer: &Arc<dyn Observer>,
+) -> Result<Vec<BoxFuture<'static, ()>>, Error> {
+    std::fs::read_dir(&manifests.directory)
+        .map_err(|source| Error::Directory { path: manifests.directory.clone(), source })?;
+    let (assigned, rest): (Vec<_>, Vec<_>) =
+        interests.iter().cloned().partition(|interest| matches!(interest, Interest::Assigned { .. }));
+    let mut tasks = Vec::new();
+    let mut start = |path: PathBuf, nested, kinds, interests, secrets| -> Result<(), Error> {
+        let absolute =
+            std::path::absolute(&path).map_err(|source| Error::Directory { path: path.clone(), source })?;
+        let inotify = Inotify::new(absolute.clone(), nested).map_err(|source| Error::Inotify { path, source })?;
+        let driver = Driver {
+            directory: Directory::new(absolute, nested, kinds),
+            interests,
+            updates: updates.clone(),
+            observer: observer.clone(),
+            secrets,
+        };
+        tasks.push(Box::pin(driver.run(inotify)) as BoxFuture<'static, ()>);
+        Ok(())
+    };
+    start(manifests.directory.clone(), false, MANIFEST_KINDS, rest, Some(manifests.secrets.clone()))?;
+    if !assigned.is_empty() {
+        start(manifests.state.assignments(), true, STATE_KINDS, assigned, None)?;
+    }
+    Ok(tasks)
+}
+
+struct Driver {
+    directory: Directory,
+    interests: Vec<Interest>,
+    updates: mpsc::Sender<Update>,
+    observer: Arc<dyn Observer>,
+    secrets: Option<Arc<Store>>,
+}
+
+impl Driver {
+    async fn run(self, mut inotify: Inotify) {
+        let Self { mut directory, interests, updates, observer, secrets } = self;
+        let mut first = true;
+        loop {
+            let dirty = inotify.changed().await;
+            // Files are read on a thread that may block.
+            let read = tokio::task::spawn_blocking(move || {
+                let found = directory.refresh(&dirty);
+                (directory, found)
+            });
+            let Ok((read, Found { deltas, new_problems })) = read.await else { return };
+            directory = read;
+            for problem in &new_problems {
+                error!(
+                    file = %problem.file.display(), line = problem.line, column = problem.column,
+                    object = problem.object.as_deref(), "{problem}"
+                );
+            }
+            observer.problems(directory.problems().count());
+            // Secrets first: whoever hears of an identity may ask for its Secret at once.
+            if let Some(store) = &secrets {
+                for delta in &deltas {
+                    match delta {
+                        Delta::Applied(key, object) => {
+                            if let Object::Secret(data) = &**object {
+                                store.put(key.object.clone(), data.clone());
+                            }
+                        }
+                        Delta::Deleted(key, _) if key.kind == Kind::Secret => store.remove(&key.object),
+                        Delta::Deleted(..) => {}
+                    }
+                }
+                store.ready();
+            }
+            let messages: Vec<Update> = if std::mem::take(&mut first) {
+                interests.iter().map(|interest| relist(interest, &directory)).collect()
+            } else {
+                if !deltas.is_empty() {
+                    info!(changes = deltas.len(), "manifests changed");
+                }
+                deltas.iter().filter_map(|delta| update(delta, &interests)).collect()
+            };
+            for message in messages {
+                if updates.send(message).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn pod_is_wanted(pod: &Pod, node: Option<&str>) -> bool {
+    node.is_none_or(|node| pod.node.as_deref() == Some(node))
+}
+
+fn assignment_is_wanted(object: &AzureAssignedIdentity, node: Option<&str>) -> bool {
+    let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(NODE_LABEL));
+    node.is_none_or(|node| label.is_some_and(|label| label == node))
+}
+
+fn relist(interest: &Interest, directory: &Directory) -> Update {
+    fn all<T: Clone>(directory: &Directory, pick: impl Fn(&Object) -> Option<&T>) -> Change<T> {
+        Change::Relist(directory.objects().filter_map(|object| pick(object).cloned()).collect())
+    }
+    match interest {
+        Interest::Pods { node } => Update::Pods(all(directory, |object| match object {
+            Object::Pod(pod) if pod_is_wanted(pod, node.as_deref()) => Some(pod),
+            _ => None,
+        })),
+        Interest::Identities => Update::Identities(all(directory, |object| match object {
+            Object::Identity(identity) => Some(identity),
+            _ => None,
+        })),
+        Interest::Bindings => Update::Bindings(all(directory, |object| match object {
+            Object::Binding(binding) => Some(binding),
+            _ => None,
+        })),
+        Interest::Assigned { node } => Update::Assigned(all(directory, |object| match object {
+            Object::Assigned(assigned) if assignment_is_wanted(assigned, node.as_deref()) => Some(assigned),
+            _ => None,
+        })),
+    }
+}
+
+fn update(delta: &Delta, interests: &[Interest]) -> Option<Update> {
+    let (key, object, applied) = match delta {
+        Delta::Applied(key, object) => (key, object, true),
+        Delta::Deleted(key, object) => (key, object, false),
+    };
+    interests.iter().find_map(|interest| {
+        Some(match (interest, &**object) {
+            (Interest::Pods { node }, Object::Pod(pod)) => {
+                let applied = applied && pod_is_wanted(pod, node.as_deref());
+                Update::Pods(change(key, pod, Some(&*pod.reference.uid), applied))
+            }
+            (Interest::Identities, Object::Identity(identity)) => {
+                Update::Identities(change(key, identity, identity.metadata.uid.as_deref(), applied))
+            }
+            (Interest::Bindings, Object::Binding(binding)) => {
+                Update::Bindings(change(key, binding, binding.metadata.uid.as_deref(), applied))
+            }
+            (Interest::Assigned { node }, Object::Assigned(assigned)) => {
+                let applied = applied && assignment_is_wanted(assigned, node.as_deref());
+                Update::Assigned(change(key, assigned, assigned.metadata.uid.as_deref(), applied))
+            }
+            _ => return None,
+        })
+    })
+}
+
+fn change<T: Clone>(key: &Key, object: &T, uid: Option<&str>, applied: bool) -> Change<T> {
+    if applied {
+        Change::Apply(Box::new(object.clone()))
+    } else {
+        Change::Delete(Gone {
+            namespace: key.object.namespace.to_string(),
+            name: key.object.name.to_string(),
+            uid: uid.map(str::to_owned),
+        })
+    }
+}
