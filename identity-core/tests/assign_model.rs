@@ -2,6 +2,14 @@
 //! that are lost, people who interfere. After any such history the index agrees with a plain recomputation, nothing is
 //! under way twice, nothing is written that is there already, and things settle.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::manual_is_multiple_of,
+    clippy::default_trait_access,
+    reason = "a failure is the test's"
+)]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,31 +54,31 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let any = any::<u8>;
+    let i = any::<u8>;
     prop_oneof![
-        6 => (any(), 0..3u8, any::<bool>(), any::<bool>(), prop::bool::weighted(0.9), 0..8u8,
+        6 => (i(), 0..3u8, any::<bool>(), any::<bool>(), prop::bool::weighted(0.9), 0..8u8,
               prop::bool::weighted(0.1), any::<bool>())
             .prop_map(|(i, label, app, account, node, phase, host, deleting)| {
                 Op::PutPod { i, label, app, account, node, phase, host, deleting }
             }),
-        2 => any().prop_map(Op::RecreatePod),
-        2 => any().prop_map(Op::DeletePod),
-        5 => (any(), 0..6u8).prop_map(|(i, form)| Op::PutIdentity { i, form }),
-        2 => (any(), any::<bool>()).prop_map(|(i, namespaced)| Op::TouchIdentity { i, namespaced }),
-        1 => any().prop_map(Op::RecreateIdentity),
-        1 => any().prop_map(Op::DeleteIdentity),
-        6 => (any(), any(), 0..6u8, 0..3i32).prop_map(|(i, identity, form, weight)| {
+        2 => i().prop_map(Op::RecreatePod),
+        2 => i().prop_map(Op::DeletePod),
+        5 => (i(), 0..6u8).prop_map(|(i, form)| Op::PutIdentity { i, form }),
+        2 => (i(), any::<bool>()).prop_map(|(i, namespaced)| Op::TouchIdentity { i, namespaced }),
+        1 => i().prop_map(Op::RecreateIdentity),
+        1 => i().prop_map(Op::DeleteIdentity),
+        6 => (i(), i(), 0..6u8, 0..3i32).prop_map(|(i, identity, form, weight)| {
             Op::PutBinding { i, identity, form, weight }
         }),
-        1 => any().prop_map(Op::TouchBinding),
-        1 => any().prop_map(Op::RecreateBinding),
-        1 => any().prop_map(Op::DeleteBinding),
-        2 => (any(), 0..6u8).prop_map(|(which, how)| Op::Interfere { which, how }),
+        1 => i().prop_map(Op::TouchBinding),
+        1 => i().prop_map(Op::RecreateBinding),
+        1 => i().prop_map(Op::DeleteBinding),
+        2 => (i(), 0..6u8).prop_map(|(which, how)| Op::Interfere { which, how }),
         1 => Just(Op::CollectGarbage),
         12 => (0..4u8, 1..6u8).prop_map(|(kind, count)| Op::Deliver { kind, count }),
         2 => (0..4u8).prop_map(Op::Relist),
         8 => Just(Op::Plan),
-        10 => (any(), 0..8u8).prop_map(|(which, fate)| Op::Execute { which, fate }),
+        10 => (i(), 0..8u8).prop_map(|(which, fate)| Op::Execute { which, fate }),
         1 => Just(Op::Forget),
         2 => (0..90u8).prop_map(Op::Advance),
     ]

@@ -78,7 +78,8 @@ fn answerer(line: &str) -> Option<Answerer> {
     let protocol = words.next()?;
     let protocol = ["tcp", "udp", "icmp", "sctp", "dccp"].into_iter().find(|known| *known == protocol);
     // The second tuple is that of the answers.
-    let mut reply = words.skip_while(|word| !word.starts_with("src=")).skip(1).skip_while(|word| !word.starts_with("src="));
+    let mut reply =
+        words.skip_while(|word| !word.starts_with("src=")).skip(1).skip_while(|word| !word.starts_with("src="));
     let address = reply.next()?.strip_prefix("src=")?.parse().ok()?;
     let port = reply.find_map(|word| word.strip_prefix("sport=")).and_then(|port| port.parse().ok());
     Some(Answerer { protocol, address, port: port.filter(|_| matches!(protocol, Some("tcp" | "udp"))) })

@@ -119,11 +119,7 @@ mod tests {
         let chain = |rule: &Rule| {
             Some(Chain { attachment: Attachment::Right, rules: vec![Found::Rule(rule.clone())], packets: 7 })
         };
-        Observation {
-            prerouting: chain(&wanted.prerouting),
-            forward: chain(&wanted.forward),
-            ..Observation::default()
-        }
+        Observation { prerouting: chain(&wanted.prerouting), forward: chain(&wanted.forward), ..Observation::default() }
     }
 
     #[test]
@@ -148,10 +144,7 @@ mod tests {
         cases.push((case, &["filter FORWARD: the rule (to 169.254.169.254: drop) is missing"]));
         let mut case = found(&wanted);
         case.forward.as_mut().unwrap().rules = vec![foreign()];
-        cases.push((
-            case,
-            &["filter FORWARD: instead of the rule (to 169.254.169.254: drop) there is (-j ACCEPT)"],
-        ));
+        cases.push((case, &["filter FORWARD: instead of the rule (to 169.254.169.254: drop) there is (-j ACCEPT)"]));
         let mut case = found(&wanted);
         case.prerouting.as_mut().unwrap().rules.insert(0, foreign());
         cases.push((case, &["nat PREROUTING: a rule that is not ours: (-j ACCEPT)"]));

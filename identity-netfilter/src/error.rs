@@ -12,7 +12,9 @@ use crate::rule::Backend;
 #[non_exhaustive]
 pub enum Error {
     /// The redirect may not lead there.
-    #[error("cannot redirect {metadata} to {to}: {reason}. Give an IPv4 address of this node that pods can reach, and a port")]
+    #[error(
+        "cannot redirect {metadata} to {to}: {reason}. Give an IPv4 address of this node that pods can reach, and a port"
+    )]
     Target {
         /// The endpoint pods call.
         metadata: SocketAddrV4,
@@ -30,7 +32,9 @@ pub enum Error {
     },
 
     /// A program is not installed where it is looked for.
-    #[error("the program {tool} is not installed (looked in {searched}): install the Debian package {package}, `apt-get install {package}`")]
+    #[error(
+        "the program {tool} is not installed (looked in {searched}): install the Debian package {package}, `apt-get install {package}`"
+    )]
     MissingTool {
         /// The program.
         tool: String,
@@ -65,7 +69,9 @@ pub enum Error {
     },
 
     /// The kernel refused for lack of privilege.
-    #[error("`{command}` was refused: {message}. It needs root, or the capability NET_ADMIN in this network namespace (iptables-legacy: NET_RAW too, and write access to /run/xtables.lock)")]
+    #[error(
+        "`{command}` was refused: {message}. It needs root, or the capability NET_ADMIN in this network namespace (iptables-legacy: NET_RAW too, and write access to /run/xtables.lock)"
+    )]
     Permission {
         /// The command that was refused.
         command: String,

@@ -35,12 +35,7 @@ pub(crate) fn render(rules: &Ruleset, seen: &Observation) -> String {
     let mut text = String::new();
     for place in Place::CLOSED_FIRST {
         // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "*{}\n:{CHAIN} - [0:0]\n-A {CHAIN} {}\n",
-            table(place),
-            rule(rules.rule(place))
-        );
+        let _ = write!(text, "*{}\n:{CHAIN} - [0:0]\n-A {CHAIN} {}\n", table(place), rule(rules.rule(place)));
         // A jump that is right stays; a packet may be on its way through it.
         if seen.chain(place).is_none_or(|chain| chain.attachment != Attachment::Right) {
             delete_jumps(&mut text, place, seen);
@@ -82,10 +77,9 @@ fn rule(rule: &Rule) -> String {
         let _ = write!(text, "-p tcp -m tcp --dport {port} ");
     }
     let _ = match rule.verdict {
-        Verdict::Dnat(to) => write!(
-            text,
-            "-m comment --comment \"entra-pod-identity: to the broker\" -j DNAT --to-destination {to}"
-        ),
+        Verdict::Dnat(to) => {
+            write!(text, "-m comment --comment \"entra-pod-identity: to the broker\" -j DNAT --to-destination {to}")
+        }
         Verdict::Drop => write!(text, "-m comment --comment \"entra-pod-identity: not redirected\" -j DROP"),
     };
     text
@@ -245,11 +239,9 @@ impl Iptables {
             return Ok(found);
         }
         match Self::default_variant(tools).await? {
-            Some((variant, found)) if variant != backend => Err(Error::WrongVariant {
-                wanted: backend,
-                program: tools.require("iptables", "iptables")?,
-                found,
-            }),
+            Some((variant, found)) if variant != backend => {
+                Err(Error::WrongVariant { wanted: backend, program: tools.require("iptables", "iptables")?, found })
+            }
             Some(_) => Err(tools.missing("iptables-restore", "iptables")),
             None => Err(tools.missing(&backend.to_string(), "iptables")),
         }
@@ -290,11 +282,7 @@ impl Iptables {
         Ok(seen)
     }
 
-    async fn list(
-        &self,
-        tools: &Tools,
-        arguments: &[&str],
-    ) -> Result<Result<String, crate::tools::Output>, Error> {
+    async fn list(&self, tools: &Tools, arguments: &[&str]) -> Result<Result<String, crate::tools::Output>, Error> {
         let wait = tools.lock_seconds().to_string();
         let arguments: Vec<&str> = ["-w", &wait].into_iter().chain(arguments.iter().copied()).collect();
         let output = tools.run(&self.program, &arguments, None).await?;

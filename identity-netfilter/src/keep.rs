@@ -38,7 +38,8 @@ impl Keep {
 
     /// The pause after so many failures in a row.
     fn pause(&self, failures: u32) -> Duration {
-        let doubled = 1_u32.checked_shl(failures).map_or(self.max_backoff, |factor| self.interval.saturating_mul(factor));
+        let doubled =
+            1_u32.checked_shl(failures).map_or(self.max_backoff, |factor| self.interval.saturating_mul(factor));
         doubled.min(self.max_backoff.max(self.interval))
     }
 }
@@ -64,14 +65,7 @@ pub struct State {
 impl State {
     /// Before the first attempt.
     pub fn new(backend: Backend) -> Self {
-        Self {
-            backend,
-            installed: false,
-            repaired: 0,
-            last_error: None,
-            redirected_connections: 0,
-            dropped_packets: 0,
-        }
+        Self { backend, installed: false, repaired: 0, last_error: None, redirected_connections: 0, dropped_packets: 0 }
     }
 }
 
@@ -180,7 +174,8 @@ impl Keeper {
     /// One look, and a repair if needed; true if somebody else's change was repaired.
     async fn step(&mut self) -> Result<bool, Failure> {
         let backend = self.netfilter.backend();
-        let (differences, counters) = self.netfilter.look().await.map_err(|error| Failure { error, installed: None })?;
+        let (differences, counters) =
+            self.netfilter.look().await.map_err(|error| Failure { error, installed: None })?;
         self.tallies.see(counters);
         if differences.is_empty() && !self.pending {
             return Ok(false);

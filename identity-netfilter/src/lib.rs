@@ -3,7 +3,7 @@
 //!
 //! The crate knows nothing of identities or tokens. It turns a [`Redirect`] into two rules ([`Ruleset`]), renders them for
 //! a [`Backend`], puts them into the kernel in one atomic transaction, reads them back, names every [`Difference`], and
-//! repairs it ([`keep`]).
+//! repairs it ([`keep()`]).
 //!
 //! | rule | nft (own table `ip entra-pod-identity`) | iptables (chain `ENTRA-POD-IDENTITY`) |
 //! |---|---|---|

@@ -63,7 +63,9 @@ impl Redirect {
     pub fn new(metadata: SocketAddrV4, to: SocketAddrV4) -> Result<Self, Error> {
         let refuse = |reason| Err(Error::Target { metadata, to, reason });
         if to.ip().is_loopback() {
-            return refuse("a loopback address would need route_localnet, which opens the node's local services to pods");
+            return refuse(
+                "a loopback address would need route_localnet, which opens the node's local services to pods",
+            );
         }
         if to.ip().is_unspecified() {
             return refuse("0.0.0.0 is no address that a connection can be led to");

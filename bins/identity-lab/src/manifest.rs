@@ -67,7 +67,8 @@ pub fn flatten(value: Value, into: &mut Vec<Value>) {
 
 /// Whether it is a `List` (or `PodList`, …) that stands for its items.
 pub fn is_list(value: &Value) -> bool {
-    value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) && value.get("items").is_some_and(Value::is_array)
+    value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"))
+        && value.get("items").is_some_and(Value::is_array)
 }
 
 #[cfg(test)]
@@ -88,7 +89,9 @@ mod tests {
     #[test]
     fn json_and_lists_are_documents_too() {
         let mut objects = Vec::new();
-        for document in documents(r#"{"kind": "List", "items": [{"kind": "A"}, {"kind": "BList", "items": [{"kind": "B"}]}]}"#) {
+        for document in
+            documents(r#"{"kind": "List", "items": [{"kind": "A"}, {"kind": "BList", "items": [{"kind": "B"}]}]}"#)
+        {
             flatten(document.value.unwrap(), &mut objects);
         }
         assert_eq!(objects.iter().map(|object| object["kind"].as_str().unwrap()).collect::<Vec<_>>(), ["A", "B"]);

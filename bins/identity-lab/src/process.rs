@@ -260,9 +260,8 @@ mod tests {
     async fn a_child_is_stopped_and_gone() {
         let dir = tempfile::tempdir().unwrap();
         let keeper = Keeper::new().unwrap();
-        let mut child = keeper
-            .spawn("sleeper", Path::new("sleep"), &["1000".to_owned()], &[], &dir.path().join("log"))
-            .unwrap();
+        let mut child =
+            keeper.spawn("sleeper", Path::new("sleep"), &["1000".to_owned()], &[], &dir.path().join("log")).unwrap();
         let id = child.id();
         assert!(started(id).is_some());
         child.stop(Duration::from_secs(5)).await;

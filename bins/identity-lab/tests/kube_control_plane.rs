@@ -27,7 +27,9 @@ spec:
 
 #[expect(clippy::disallowed_methods, reason = "the tier's runner says where the binaries are")]
 fn assets() -> PathBuf {
-    std::env::var_os("KUBEBUILDER_ASSETS").expect("KUBEBUILDER_ASSETS must name the directory with etcd and kube-apiserver").into()
+    std::env::var_os("KUBEBUILDER_ASSETS")
+        .expect("KUBEBUILDER_ASSETS must name the directory with etcd and kube-apiserver")
+        .into()
 }
 
 async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
@@ -36,7 +38,9 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl Fn
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("timed out waiting for {what}"));
+    tokio::time::timeout(Duration::from_secs(30), wait)
+        .await
+        .unwrap_or_else(|_| panic!("timed out waiting for {what}"));
 }
 
 fn pod(name: &str, node: &str) -> Pod {
@@ -66,7 +70,8 @@ async fn a_real_control_plane() {
     eventually("the owned object to be collected", || {
         let client = client.clone();
         async move {
-            let request = http::Request::get("/apis/lab.example/v1/namespaces/default/things").body(Vec::new()).unwrap();
+            let request =
+                http::Request::get("/apis/lab.example/v1/namespaces/default/things").body(Vec::new()).unwrap();
             let list: serde_json::Value = client.request(request).await.unwrap();
             list["items"].as_array().unwrap().is_empty()
         }

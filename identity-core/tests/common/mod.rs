@@ -1,5 +1,5 @@
 //! Objects for tests, and the semantics again, written as plainly as possible: nested loops over everything, no indexes.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses a part")]
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -10,14 +10,14 @@ use identity_core::{
 use identity_crd::{AzureIdentity, AzureIdentityBinding, AzureIdentityBindingSpec, AzureIdentitySpec, SecretReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
-pub const SUBSCRIPTION: &str = "/subscriptions/11111111-1111-1111-1111-111111111111/resourceGroups/rg/providers";
+pub(crate) const SUBSCRIPTION: &str = "/subscriptions/11111111-1111-1111-1111-111111111111/resourceGroups/rg/providers";
 
-pub fn key(namespace: &str, name: &str) -> ObjectKey {
+pub(crate) fn key(namespace: &str, name: &str) -> ObjectKey {
     ObjectKey::new(namespace, name)
 }
 
 /// A running pod on `node-1` labelled `aadpodidbinding: demo`.
-pub fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
+pub(crate) fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
     Pod {
         reference: Arc::new(PodRef { namespace: namespace.into(), name: name.into(), uid: uid.into() }),
         node: Some("node-1".into()),
@@ -30,15 +30,15 @@ pub fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
     }
 }
 
-pub fn pod_at(namespace: &str, name: &str, uid: &str, address: &str) -> Pod {
+pub(crate) fn pod_at(namespace: &str, name: &str, uid: &str, address: &str) -> Pod {
     Pod { addresses: vec![address.parse::<IpAddr>().unwrap()], ..pod(namespace, name, uid) }
 }
 
-pub fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
-pub fn managed_identity(namespace: &str, name: &str, uid: &str) -> AzureIdentity {
+pub(crate) fn managed_identity(namespace: &str, name: &str, uid: &str) -> AzureIdentity {
     let mut identity = AzureIdentity::new(
         name,
         AzureIdentitySpec {
@@ -53,7 +53,7 @@ pub fn managed_identity(namespace: &str, name: &str, uid: &str) -> AzureIdentity
     identity
 }
 
-pub fn service_principal(namespace: &str, name: &str, uid: &str) -> AzureIdentity {
+pub(crate) fn service_principal(namespace: &str, name: &str, uid: &str) -> AzureIdentity {
     let mut identity = managed_identity(namespace, name, uid);
     identity.spec = AzureIdentitySpec {
         type_: Some(1),
@@ -66,7 +66,7 @@ pub fn service_principal(namespace: &str, name: &str, uid: &str) -> AzureIdentit
 }
 
 /// A binding of `identity` with `selector: demo`.
-pub fn binding(namespace: &str, name: &str, uid: &str, identity: &str) -> AzureIdentityBinding {
+pub(crate) fn binding(namespace: &str, name: &str, uid: &str, identity: &str) -> AzureIdentityBinding {
     let mut binding = AzureIdentityBinding::new(
         name,
         AzureIdentityBindingSpec {
@@ -81,11 +81,11 @@ pub fn binding(namespace: &str, name: &str, uid: &str, identity: &str) -> AzureI
     binding
 }
 
-pub fn match_labels(pairs: &[(&str, &str)]) -> LabelSelector {
+pub(crate) fn match_labels(pairs: &[(&str, &str)]) -> LabelSelector {
     LabelSelector { match_labels: Some(labels(pairs)), match_expressions: None }
 }
 
-pub fn expression(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequirement {
+pub(crate) fn expression(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequirement {
     LabelSelectorRequirement {
         key: key.into(),
         operator: operator.into(),
@@ -93,12 +93,12 @@ pub fn expression(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRe
     }
 }
 
-pub fn match_expressions(expressions: Vec<LabelSelectorRequirement>) -> LabelSelector {
+pub(crate) fn match_expressions(expressions: Vec<LabelSelectorRequirement>) -> LabelSelector {
     LabelSelector { match_labels: None, match_expressions: Some(expressions) }
 }
 
 /// Whether a binding selects a pod: the documentation's sentences one by one.
-pub fn naive_selects(spec: &AzureIdentityBindingSpec, pod: &Pod) -> bool {
+pub(crate) fn naive_selects(spec: &AzureIdentityBindingSpec, pod: &Pod) -> bool {
     let label = spec.selector.clone().unwrap_or_default();
     let accounts = spec.service_accounts.clone().unwrap_or_default();
     if label.is_empty() && spec.pod_selector.is_none() && accounts.is_empty() {

@@ -90,15 +90,20 @@ fn jumps_are_found_wherever_they_are() {
         assert!(matches!(&attachment, Attachment::Wrong(found) if found.contains(says)), "{listing}: {attachment:?}");
         assert_eq!(jumps.len(), count, "{listing}");
     }
-    let (attachment, jumps) =
-        parse_parent("-P PREROUTING ACCEPT\n-A PREROUTING -j ENTRA-POD-IDENTITY\n-A PREROUTING -j X\n", Place::Prerouting);
+    let (attachment, jumps) = parse_parent(
+        "-P PREROUTING ACCEPT\n-A PREROUTING -j ENTRA-POD-IDENTITY\n-A PREROUTING -j X\n",
+        Place::Prerouting,
+    );
     assert_eq!((attachment, jumps.len()), (Attachment::Right, 1));
 }
 
 #[test]
 fn lines_are_split_as_the_programs_write_them() {
     for (text, expected) in [
-        (r#"-m comment --comment "a \"b\" \\ c" -j X"#, Some(vec!["-m", "comment", "--comment", r#"a "b" \ c"#, "-j", "X"])),
+        (
+            r#"-m comment --comment "a \"b\" \\ c" -j X"#,
+            Some(vec!["-m", "comment", "--comment", r#"a "b" \ c"#, "-j", "X"]),
+        ),
         (r#""""#, Some(vec![""])),
         ("  ", Some(vec![])),
         (r#"a "b"#, None),

@@ -75,7 +75,11 @@ fn mutations() -> Vec<(&'static str, Value, &'static str)> {
         ("/nftables/4/rule/expr/0/match/left/payload/field", json!("saddr"), "saddr"),
         ("/nftables/4/rule/expr/2", json!({"accept": null}), "accept"),
         ("/nftables/4/rule/expr/2", json!({"drop": {}}), "instead of the rule"),
-        ("/nftables/4/rule/expr/1", json!({"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 1}}), "mark"),
+        (
+            "/nftables/4/rule/expr/1",
+            json!({"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 1}}),
+            "mark",
+        ),
         ("/nftables/5/rule/expr/0/match/op", json!("=="), "arriving on lo"),
         ("/nftables/5/rule/expr/0/match/right", json!("eth0"), "arriving not on eth0"),
         ("/nftables/5/rule/expr/2/match/right", json!(81), "tcp port 81"),
@@ -108,8 +112,14 @@ fn whatever_else_the_table_holds_is_found() {
     for (item, says) in [
         (json!({"set": {"family": "ip", "name": "s", "table": TABLE, "type": "ipv4_addr", "handle": 9}}), "\"set\""),
         (json!({"chain": {"family": "ip", "table": TABLE, "name": "regular", "handle": 9}}), "chain regular"),
-        (json!({"counter": {"family": "ip", "name": "c", "table": TABLE, "handle": 9, "packets": 0, "bytes": 0}}), "\"counter\""),
-        (json!({"rule": {"family": "ip", "table": TABLE, "chain": "forward", "handle": 9, "expr": [{"accept": null}]}}), "accept"),
+        (
+            json!({"counter": {"family": "ip", "name": "c", "table": TABLE, "handle": 9, "packets": 0, "bytes": 0}}),
+            "\"counter\"",
+        ),
+        (
+            json!({"rule": {"family": "ip", "table": TABLE, "chain": "forward", "handle": 9, "expr": [{"accept": null}]}}),
+            "accept",
+        ),
     ] {
         let mut more = listing(&redirect());
         more["nftables"].as_array_mut().unwrap().push(item);

@@ -37,9 +37,7 @@ pub(super) fn files(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 pub(super) fn objects(origin: &str, text: &str) -> Result<Vec<Value>, Error> {
     let mut all = Vec::new();
     for document in manifest::documents(text) {
-        let value = document
-            .value
-            .map_err(|message| Error::Manifest { origin: origin.to_owned(), message })?;
+        let value = document.value.map_err(|message| Error::Manifest { origin: origin.to_owned(), message })?;
         manifest::flatten(value, &mut all);
     }
     Ok(all)
@@ -72,7 +70,9 @@ async fn apply_one(client: &Client, value: Value) -> Result<DynamicObject, Error
     let name = object.metadata.name.clone().unwrap_or_default();
     let api = api_for(client, object.types.as_ref(), object.metadata.namespace.as_deref(), &what).await?;
     let params = PatchParams::apply(MANAGER).force();
-    api.patch(&name, &params, &Patch::Apply(&object)).await.map_err(|source| Error::Apply { what, source: Box::new(source) })
+    api.patch(&name, &params, &Patch::Apply(&object))
+        .await
+        .map_err(|source| Error::Apply { what, source: Box::new(source) })
 }
 
 async fn api_for(
@@ -81,7 +81,10 @@ async fn api_for(
     namespace: Option<&str>,
     what: &str,
 ) -> Result<Api<DynamicObject>, Error> {
-    let types = types.ok_or_else(|| Error::Manifest { origin: what.to_owned(), message: "apiVersion or kind is missing".to_owned() })?;
+    let types = types.ok_or_else(|| Error::Manifest {
+        origin: what.to_owned(),
+        message: "apiVersion or kind is missing".to_owned(),
+    })?;
     let gvk = GroupVersionKind::try_from(types)
         .map_err(|source| Error::Manifest { origin: what.to_owned(), message: source.to_string() })?;
     let (resource, capabilities) = tokio::time::timeout(SERVED, async {
@@ -93,7 +96,11 @@ async fn api_for(
         }
     })
     .await
-    .map_err(|_| Error::NoSuchKind { what: what.to_owned(), api_version: types.api_version.clone(), kind: types.kind.clone() })?;
+    .map_err(|_| Error::NoSuchKind {
+        what: what.to_owned(),
+        api_version: types.api_version.clone(),
+        kind: types.kind.clone(),
+    })?;
     Ok(match capabilities.scope {
         Scope::Cluster => Api::all_with(client.clone(), &resource),
         Scope::Namespaced => Api::namespaced_with(client.clone(), namespace.unwrap_or("default"), &resource),
@@ -107,7 +114,8 @@ async fn established(client: &Client, crd: &DynamicObject) -> Result<(), Error> 
     let ready = async {
         loop {
             let now = api.get(&name).await.ok();
-            let condition = now.as_ref().and_then(|crd| crd.data.pointer("/status/conditions")).and_then(Value::as_array);
+            let condition =
+                now.as_ref().and_then(|crd| crd.data.pointer("/status/conditions")).and_then(Value::as_array);
             let is = |condition: &Value| condition["type"] == "Established" && condition["status"] == "True";
             if condition.is_some_and(|all| all.iter().any(is)) {
                 break;
@@ -130,7 +138,9 @@ async fn established(client: &Client, crd: &DynamicObject) -> Result<(), Error> 
             }
         }
     };
-    tokio::time::timeout(SERVED, ready).await.map_err(|_| Error::Timeout { what: format!("{what} to be established"), logs: String::new() })
+    tokio::time::timeout(SERVED, ready)
+        .await
+        .map_err(|_| Error::Timeout { what: format!("{what} to be established"), logs: String::new() })
 }
 
 fn describe(object: &DynamicObject) -> String {

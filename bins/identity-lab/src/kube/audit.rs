@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 /// Logs every finished request with its metadata, no bodies.
-pub(super) const POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
+pub(super) const POLICY: &str =
+    "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata}]\n";
 
 /// One finished request as the API server's audit log has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +49,11 @@ impl AuditEvent {
             subresource: text("/objectRef/subresource"),
             namespace: text("/objectRef/namespace"),
             name: text("/objectRef/name"),
-            code: event.pointer("/responseStatus/code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok()).unwrap_or(0),
+            code: event
+                .pointer("/responseStatus/code")
+                .and_then(Value::as_u64)
+                .and_then(|code| u16::try_from(code).ok())
+                .unwrap_or(0),
             uri: text("/requestURI"),
             user_agent: text("/userAgent"),
         })

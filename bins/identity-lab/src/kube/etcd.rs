@@ -52,7 +52,8 @@ async fn post(port: u16, path: &str, body: &Value) -> Result<Value, Error> {
         stream.read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    let answer = tokio::time::timeout(ANSWER, exchange).await.map_err(|_| Error::Etcd(format!("no answer to {path}")))??;
+    let answer =
+        tokio::time::timeout(ANSWER, exchange).await.map_err(|_| Error::Etcd(format!("no answer to {path}")))??;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     if !head.contains(" 200 ") {
         return Err(Error::Etcd(format!("{path}: {answer}")));

@@ -58,7 +58,9 @@ const GRACE: Duration = Duration::from_secs(8);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A binary is missing.
-    #[error("{path} does not exist: `cargo xtask test kube` builds the Kubernetes binaries, or set KUBEBUILDER_ASSETS to a directory that has them")]
+    #[error(
+        "{path} does not exist: `cargo xtask test kube` builds the Kubernetes binaries, or set KUBEBUILDER_ASSETS to a directory that has them"
+    )]
     Asset {
         /// Where it was expected.
         path: PathBuf,
@@ -146,11 +148,8 @@ impl Port {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_reuse_port(true)?;
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-        let number = socket
-            .local_addr()?
-            .as_socket()
-            .ok_or_else(|| io::Error::other("a TCP socket without an address"))?
-            .port();
+        let number =
+            socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("a TCP socket without an address"))?.port();
         Ok(Self { number, _held: socket })
     }
 }
@@ -202,7 +201,8 @@ impl ControlPlane {
         pki.write(&work)?;
         files::write_secret(&work.join("audit-policy.yaml"), audit::POLICY.as_bytes())?;
         let (port, etcd_port, peer_port) = (Port::reserve()?, Port::reserve()?, Port::reserve()?);
-        let admin = pki.kubeconfig(port.number, &Proof::Certificate { user: "system:admin", groups: &["system:masters"] })?;
+        let admin =
+            pki.kubeconfig(port.number, &Proof::Certificate { user: "system:admin", groups: &["system:masters"] })?;
         files::write_secret(&work.join("kubeconfig"), pretty(&admin).as_bytes())?;
 
         let keeper = Keeper::new()?;
@@ -263,7 +263,8 @@ impl ControlPlane {
     /// The file cannot be written.
     pub fn kubeconfig_for(&self, user: &str, groups: &[&str]) -> Result<PathBuf, Error> {
         let mut all: Vec<String> = groups.iter().map(|&group| group.to_owned()).collect();
-        if let Some((namespace, _)) = user.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
+        if let Some((namespace, _)) = user.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'))
+        {
             all.extend(["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")]);
         }
         let groups: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -347,7 +348,8 @@ impl ControlPlane {
             loop {
                 let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
                 if text.contains(&marker) {
-                    let events = text.lines().filter_map(AuditEvent::parse).filter(|event| !event.uri.contains("audit-marker="));
+                    let events =
+                        text.lines().filter_map(AuditEvent::parse).filter(|event| !event.uri.contains("audit-marker="));
                     break events.collect();
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -387,7 +389,8 @@ impl ControlPlane {
     /// As for `start`.
     pub async fn start_apiserver(&mut self) -> Result<(), Error> {
         self.apiserver.stop(GRACE).await;
-        self.apiserver = start_apiserver(&self.keeper, &self.assets, &self.work, self.port.number, self.etcd_port.number)?;
+        self.apiserver =
+            start_apiserver(&self.keeper, &self.assets, &self.work, self.port.number, self.etcd_port.number)?;
         self.ready().await
     }
 
@@ -419,7 +422,10 @@ impl ControlPlane {
             loop {
                 let list = api.list(&kube::api::ListParams::default().labels("type=kwok")).await?;
                 let is_ready = |node: &&Node| {
-                    node.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
+                    node.status
+                        .iter()
+                        .flat_map(|status| status.conditions.iter().flatten())
+                        .any(|c| c.type_ == "Ready" && c.status == "True")
                 };
                 if list.iter().filter(is_ready).count() >= nodes {
                     return Ok(());
@@ -460,8 +466,11 @@ impl ControlPlane {
                         });
                     }
                 }
-                let request = http::Request::get("/readyz").body(Vec::new()).map_err(|error| Error::Etcd(error.to_string()))?;
-                if client.request_text(request).await.is_ok_and(|text| text == "ok") && namespaces.get("default").await.is_ok() {
+                let request =
+                    http::Request::get("/readyz").body(Vec::new()).map_err(|error| Error::Etcd(error.to_string()))?;
+                if client.request_text(request).await.is_ok_and(|text| text == "ok")
+                    && namespaces.get("default").await.is_ok()
+                {
                     return Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -469,7 +478,9 @@ impl ControlPlane {
         };
         match tokio::time::timeout(READY, ready).await {
             Ok(result) => result,
-            Err(_) => Err(Error::Timeout { what: "kube-apiserver to be ready".to_owned(), logs: self.apiserver.last_words() }),
+            Err(_) => {
+                Err(Error::Timeout { what: "kube-apiserver to be ready".to_owned(), logs: self.apiserver.last_words() })
+            }
         }
     }
 
@@ -517,7 +528,13 @@ fn start_apiserver(keeper: &Keeper, assets: &Path, work: &Path, port: u16, etcd:
         format!("--audit-log-path={}", file("audit.log")),
         "--audit-log-maxsize=4096".to_owned(),
     ];
-    Ok(keeper.spawn("kube-apiserver", &asset(assets, "kube-apiserver")?, &arguments, &[], &work.join("kube-apiserver.log"))?)
+    Ok(keeper.spawn(
+        "kube-apiserver",
+        &asset(assets, "kube-apiserver")?,
+        &arguments,
+        &[],
+        &work.join("kube-apiserver.log"),
+    )?)
 }
 
 async fn connect(config: Value) -> Result<Client, Error> {

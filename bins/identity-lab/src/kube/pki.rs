@@ -42,7 +42,8 @@ impl Pki {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        let put = |file: &str, text: &str| files::write_secret(&directory.join(file), text.as_bytes()).map_err(Error::Io);
+        let put =
+            |file: &str, text: &str| files::write_secret(&directory.join(file), text.as_bytes()).map_err(Error::Io);
         put("ca.crt", &self.ca_pem)?;
         put("apiserver.crt", &certificate.pem())?;
         put("apiserver.key", &key.serialize_pem())?;

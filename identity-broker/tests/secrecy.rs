@@ -1,0 +1,67 @@
+//! Nothing secret is ever logged or answered (DESIGN invariant 8), at the most talkative level.
+
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "helpers of tests: a failure is the test's")]
+
+mod support;
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
+use identity_broker::{BrokerConfig, Cache, CacheConfig, Metrics, ServerConfig};
+use identity_lab::emulator::credentials;
+use support::{azures::*, *};
+
+/// Collects everything that is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().map_err(|_| io::Error::other("a writer panicked"))?.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_log_and_no_error_and_codes_are() {
+    let log = Log::default();
+    let writer = log.clone();
+    // For the whole process: a test binary of its own.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .init();
+    let azures = azures().await;
+    azures.secrets.set("wrong", &[("clientSecret", b"wrong-secret-value")]);
+    let p12 = credentials::pkcs12(&azures.certificate, "pkcs12-password").unwrap();
+    azures.secrets.set("p12", &[("certificate", &p12), ("password", b"pkcs12-password")]);
+    let rules = Rules::new(allow("p", azures.with_secret("secret")));
+    let metrics = Arc::new(Metrics::default());
+    let cache = Cache::new(azures.client(), wall_clock, CacheConfig::default(), Arc::clone(&metrics));
+    let server =
+        start(Arc::clone(&rules), cache, metrics, wall_clock, BrokerConfig::default(), ServerConfig::default()).await;
+    let good = server.ask(&token(QUERY)).await;
+    assert_eq!(good.status, 200);
+    rules.set(allow("p", azures.with_certificate("p12")));
+    assert_eq!(server.ask(&token(QUERY)).await.status, 200);
+    rules.set(allow("p", azures.with_secret("wrong")));
+    let (status, error, text) = server.ask(&token(QUERY)).await.error();
+    assert_eq!((status, &*error), (400, "invalid_client"));
+    assert!(text.contains("AADSTS7000215"), "{text}");
+    let access_token = good.json()["access_token"].as_str().unwrap().to_owned();
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("AADSTS7000215"), "the log says why");
+    assert!(log.contains("token issued") && log.contains("pod_uid=\"uid-p\"") && log.contains("token failed"), "audit");
+    let encoded: String = form_urlencoded::byte_serialize(SECRET.as_bytes()).collect();
+    for secret in [SECRET, &encoded, "wrong-secret-value", "pkcs12-password", &access_token, "client_assertion=ey"] {
+        assert!(!log.contains(secret), "{secret} in the log");
+        assert!(!text.contains(secret));
+    }
+}

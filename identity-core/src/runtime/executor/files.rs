@@ -1,0 +1,131 @@
+//! Actions as files of the state directory, with the same preconditions as an API server has.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use identity_crd::AzureAssignedIdentity;
+use sha2::{Digest as _, Sha256};
+
+use super::{Seen, Success, events, kubernetes::status_object};
+use crate::{
+    assign::{Action, Apply, Delete, Notice, Precondition},
+    object::ObjectKey,
+    runtime::{
+        clock::Clock,
+        request::Failure,
+        state_dir::{StateDir, append, write},
+    },
+};
+
+#[derive(Debug)]
+pub(super) struct Files {
+    state: StateDir,
+    clock: Arc<dyn Clock>,
+    /// The last resourceVersion given; also makes check and write one step.
+    version: Mutex<Option<u64>>,
+}
+
+impl Files {
+    pub(super) const fn new(state: StateDir, clock: Arc<dyn Clock>) -> Self {
+        Self { state, clock, version: Mutex::new(None) }
+    }
+
+    pub(super) fn perform(&self, action: &Action) -> Result<Success, Failure> {
+        match action {
+            Action::Apply(apply) => self.apply(apply),
+            Action::Delete(delete) => self.delete(delete),
+            Action::Status(update) => {
+                let path = self.state.status(update.target.kind(), update.target.key()).map_err(|e| failed(&e))?;
+                write(&path, &status_object(update)).map_err(|e| failed(&e))?;
+                Ok(Success::Done)
+            }
+            Action::Event(notice) => self.event(notice),
+        }
+    }
+
+    pub(super) fn look(&self, key: &ObjectKey) -> Option<Seen> {
+        let path = self.state.assignment(key).ok()?;
+        match read(&path) {
+            Ok(Some(object)) => Some(Seen::Object(Box::new(object))),
+            Ok(None) => Some(Seen::Nothing),
+            Err(_) => None,
+        }
+    }
+
+    fn apply(&self, apply: &Apply) -> Result<Success, Failure> {
+        let meta = &apply.object.metadata;
+        let key = ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let path = self.state.assignment(&key).map_err(|e| failed(&e))?;
+        let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        let uid = match (read(&path)?, &apply.precondition) {
+            (None, None) => None,
+            (Some(_), None) => return Err(Failure::Conflict(format!("{key} exists already"))),
+            (None, Some(_)) => return Err(Failure::NotFound(key.to_string())),
+            (Some(there), Some(wanted)) => Some(check(&key, &there, wanted)?),
+        };
+        let next = self.next(&mut version);
+        let mut object = apply.object.clone();
+        object.metadata.uid = Some(uid.unwrap_or_else(|| {
+            let hash = Sha256::digest(format!("AzureAssignedIdentity/{key}/{next}"));
+            hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        }));
+        object.metadata.resource_version = Some(next.to_string());
+        write(&path, &object).map_err(|e| failed(&e))?;
+        Ok(Success::Applied(Box::new(object)))
+    }
+
+    fn delete(&self, delete: &Delete) -> Result<Success, Failure> {
+        let path = self.state.assignment(&delete.key).map_err(|e| failed(&e))?;
+        let _version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = read(&path)? {
+            check(&delete.key, &there, &delete.precondition)?;
+            fs::remove_file(&path).map_err(|e| failed(&e))?;
+        }
+        Ok(Success::Done)
+    }
+
+    fn event(&self, notice: &Notice) -> Result<Success, Failure> {
+        append(&self.state.events(), &events::line(notice, self.clock.now())).map_err(|e| failed(&e))?;
+        Ok(Success::Done)
+    }
+
+    /// Versions only grow, over restarts too, whatever was deleted: they begin at the time in milliseconds.
+    fn next(&self, version: &mut Option<u64>) -> u64 {
+        let now = u64::try_from(self.clock.now().as_millisecond()).unwrap_or(0);
+        let next = version.unwrap_or_else(|| self.newest()).max(now) + 1;
+        *version = Some(next);
+        next
+    }
+
+    fn newest(&self) -> u64 {
+        let namespaces = fs::read_dir(self.state.assignments()).into_iter().flatten().flatten();
+        let files = namespaces.filter_map(|entry| fs::read_dir(entry.path()).ok()).flatten().flatten();
+        let objects = files.filter_map(|entry| read(&entry.path()).ok().flatten());
+        objects.filter_map(|object| object.metadata.resource_version?.parse().ok()).max().unwrap_or(0)
+    }
+}
+
+fn check(key: &ObjectKey, there: &AzureAssignedIdentity, wanted: &Precondition) -> Result<String, Failure> {
+    let (uid, version) = (there.metadata.uid.clone(), &there.metadata.resource_version);
+    match uid {
+        Some(uid) if uid == wanted.uid && version.as_ref() == Some(&wanted.resource_version) => Ok(uid),
+        _ => Err(Failure::Conflict(format!("{key} is not the version it was"))),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<AzureAssignedIdentity>, Failure> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Failure::Unreadable(format!("{}: {error}", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+fn failed(error: &io::Error) -> Failure {
+    Failure::Busy { code: 0, message: format!("the state directory: {error}"), retry_after: None }
+}

@@ -1,0 +1,173 @@
+//! Actions as requests: server-side apply and deletion, each for one version of the object.
+
+use std::time::Duration;
+
+use http::Request;
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding};
+use kube::{
+    Client, Resource,
+    api::{DeleteParams, GetParams, Patch, PatchParams, Preconditions},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Seen, Success, events::Recorder};
+use crate::{
+    assign::{Action, Apply, Delete, Notice, Precondition, StatusTarget, StatusUpdate},
+    object::ObjectKey,
+    runtime::{
+        FIELD_MANAGER,
+        request::{Failure, send},
+        trim,
+    },
+};
+
+/// The resourceVersion of no object: etcd begins at 1. Server-side apply with it creates what is not there and is refused
+/// with 409 where something is; without it, it would write into what is there.
+const MUST_NOT_EXIST: &str = "1";
+
+pub(super) struct Kubernetes {
+    client: Client,
+    recorder: Recorder,
+}
+
+impl std::fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kubernetes")
+    }
+}
+
+/// An action, ready to be sent.
+pub(super) enum Write {
+    Apply(Request<Vec<u8>>),
+    Delete(Request<Vec<u8>>),
+    Status(Request<Vec<u8>>),
+    Event(Notice),
+}
+
+impl Kubernetes {
+    pub(super) fn new(client: Client, reporter: &str) -> Self {
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, recorder }
+    }
+
+    pub(super) fn prepare(&self, action: &Action) -> Result<Write, Failure> {
+        match action {
+            Action::Apply(apply) => request_apply(apply).map(Write::Apply),
+            Action::Delete(delete) => request_delete(delete).map(Write::Delete),
+            Action::Status(update) => request_status(update).map(Write::Status),
+            Action::Event(notice) => Ok(Write::Event(notice.clone())),
+        }
+    }
+
+    pub(super) async fn perform(&self, write: Write, limit: Duration) -> Result<Success, Failure> {
+        match write {
+            Write::Apply(request) => {
+                let mut object: AzureAssignedIdentity = send(&self.client, request, limit).await?;
+                trim::metadata(&mut object.metadata);
+                Ok(Success::Applied(Box::new(object)))
+            }
+            Write::Delete(request) => match send::<Value>(&self.client, request, limit).await {
+                Ok(_) | Err(Failure::NotFound(_)) => Ok(Success::Done),
+                Err(failure) => Err(failure),
+            },
+            Write::Status(request) => match send::<Value>(&self.client, request, limit).await {
+                // An object that is gone has no status.
+                Ok(_) | Err(Failure::NotFound(_)) => Ok(Success::Done),
+                Err(failure) => Err(failure),
+            },
+            Write::Event(notice) => self.recorder.publish(&notice, limit).await.map(|()| Success::Done),
+        }
+    }
+
+    pub(super) async fn look(&self, key: &ObjectKey, limit: Duration) -> Option<Seen> {
+        let request = collection::<AzureAssignedIdentity>(&key.namespace).get(&key.name, &GetParams::default()).ok()?;
+        match send::<AzureAssignedIdentity>(&self.client, request, limit).await {
+            Ok(mut object) => {
+                trim::metadata(&mut object.metadata);
+                Some(Seen::Object(Box::new(object)))
+            }
+            Err(Failure::NotFound(_)) => Some(Seen::Nothing),
+            Err(_) => None,
+        }
+    }
+}
+
+fn collection<K: Resource<DynamicType = ()>>(namespace: &str) -> kube::core::Request {
+    kube::core::Request::new(K::url_path(&(), Some(namespace)))
+}
+
+fn malformed(error: &dyn std::error::Error) -> Failure {
+    Failure::Refused { code: 0, message: format!("the request cannot be built: {error}") }
+}
+
+fn apply_parameters() -> PatchParams {
+    // With the version as a precondition there is nobody to ask about single fields.
+    PatchParams::apply(FIELD_MANAGER).force()
+}
+
+fn request_apply(apply: &Apply) -> Result<Request<Vec<u8>>, Failure> {
+    let mut object = apply.object.clone();
+    let meta = &mut object.metadata;
+    match &apply.precondition {
+        Some(Precondition { uid, resource_version }) => {
+            meta.uid = Some(uid.clone());
+            meta.resource_version = Some(resource_version.clone());
+        }
+        None => {
+            meta.uid = None;
+            meta.resource_version = Some(MUST_NOT_EXIST.to_owned());
+        }
+    }
+    meta.managed_fields = None;
+    let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+    patch(&collection::<AzureAssignedIdentity>(&namespace), &name, &object)
+}
+
+fn patch<T: Serialize>(
+    collection: &kube::core::Request,
+    name: &str,
+    object: &T,
+) -> Result<Request<Vec<u8>>, Failure> {
+    let object = serde_json::to_value(object).map_err(|error| malformed(&error))?;
+    collection.patch(name, &apply_parameters(), &Patch::Apply(object)).map_err(|error| malformed(&error))
+}
+
+fn request_delete(delete: &Delete) -> Result<Request<Vec<u8>>, Failure> {
+    let Precondition { uid, resource_version } = delete.precondition.clone();
+    let preconditions = Preconditions { uid: Some(uid), resource_version: Some(resource_version) };
+    collection::<AzureAssignedIdentity>(&delete.key.namespace)
+        .delete(&delete.key.name, &DeleteParams::default().preconditions(preconditions))
+        .map_err(|error| malformed(&error))
+}
+
+fn request_status(update: &StatusUpdate) -> Result<Request<Vec<u8>>, Failure> {
+    let key = update.target.key();
+    let collection = match update.target {
+        StatusTarget::Identity(_) => collection::<AzureIdentity>(&key.namespace),
+        StatusTarget::Binding(_) => collection::<AzureIdentityBinding>(&key.namespace),
+    };
+    collection
+        .patch_subresource("status", &key.name, &apply_parameters(), &Patch::Apply(status_object(update)))
+        .map_err(|error| malformed(&error))
+}
+
+/// Metadata and status of the object, as far as they are this controller's.
+pub(super) fn status_object(update: &StatusUpdate) -> Value {
+    let key = update.target.key();
+    let mut metadata = json!({"name": &*key.name, "namespace": &*key.namespace});
+    if let Some(uid) = &update.uid {
+        // Of this object only, not of another that has got its name.
+        metadata["uid"] = json!(uid);
+    }
+    let mut status = json!({"conditions": update.conditions});
+    if let Some(pods) = update.matched_pods {
+        status["matchedPods"] = json!(pods);
+    }
+    json!({
+        "apiVersion": format!("{}/{}", identity_crd::GROUP, identity_crd::VERSION),
+        "kind": update.target.kind(),
+        "metadata": metadata,
+        "status": status,
+    })
+}
