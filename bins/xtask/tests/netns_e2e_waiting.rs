@@ -1,5 +1,7 @@
 //! A request that is there before its assignment is answered as soon as the assignment arrives: by events, not by a timer.
 
+#![allow(clippy::print_stdout, reason = "the measured time is shown")]
+
 use std::{thread, time::Duration};
 
 use anyhow::{Context, ensure};

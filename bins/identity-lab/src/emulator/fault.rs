@@ -169,6 +169,12 @@ impl Switchboard {
         self.0.send_if_modified(|faults| if on { faults.insert(fault) } else { faults.remove(&fault) });
     }
 
+    /// Requests that are being answered or kept hanging.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> usize {
+        self.0.receiver_count()
+    }
+
     pub(super) fn on(&self) -> Vec<Fault> {
         self.0.borrow().iter().copied().collect()
     }
