@@ -1,5 +1,7 @@
 //! The control plane that other tests stand on: identities, garbage collection, audit, outage, compaction, kwok.
 
+#![allow(clippy::unwrap_used, clippy::similar_names, reason = "helpers of tests: a failure is the test's")]
+
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use identity_lab::kube::ControlPlane;
