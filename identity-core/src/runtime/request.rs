@@ -84,7 +84,7 @@ pub(crate) async fn send<T: DeserializeOwned>(
     limit: Duration,
 ) -> Result<T, Failure> {
     let bytes = tokio::time::timeout(limit, exchange(client, request)).await.map_err(|_| Failure::Timeout(limit))??;
-    serde_json::from_slice(&bytes).map_err(|error| Failure::Unreadable(error.to_string()))
+    serde_json::from_slice(bytes.as_ref()).map_err(|error| Failure::Unreadable(error.to_string()))
 }
 
 async fn exchange(client: &Client, request: Request<Vec<u8>>) -> Result<impl AsRef<[u8]> + use<>, Failure> {

@@ -56,7 +56,8 @@ pub(super) fn announce(place: &Place, record: &Record) -> Result<(), Error> {
 /// The process belongs to somebody else.
 pub fn down(place: &Place) -> Result<bool, Error> {
     let Some(record) = Record::read(place) else { return Ok(false) };
-    if record.alive() {
+    // A start that failed cleans up after itself: it holds the place, and must not end itself.
+    if record.alive() && record.pid != std::process::id() {
         signal(&record, Signal::SIGTERM)?;
         if !gone(&record, GRACE) {
             signal(&record, Signal::SIGKILL)?;

@@ -14,7 +14,10 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{Change, Gone, Interest, Update};
-use crate::runtime::{Backoff, observe::Observer, request::describe, trim, trim::TrimmedPod};
+use crate::{
+    assign::node_label,
+    runtime::{Backoff, observe::Observer, request::describe, trim, trim::TrimmedPod},
+};
 
 /// After an error: soon at first, since most outages are a restart; never all nodes at once.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(15) };
@@ -50,7 +53,7 @@ pub(super) async fn watch(
         }
         Interest::Assigned { node } => {
             if let Some(node) = node {
-                config = config.labels(&format!("{NODE_LABEL}={node}"));
+                config = config.labels(&format!("{NODE_LABEL}={}", node_label(&node)));
             }
             watch.run(&guarded::<AzureAssignedIdentity>(client), &config, unguard, Update::Assigned).await;
         }

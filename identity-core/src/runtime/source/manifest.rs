@@ -14,6 +14,7 @@ use super::{
     parse::{Key, Kind, Object},
 };
 use crate::{
+    assign::node_label,
     pod::Pod,
     runtime::{observe::Observer, secrets::Store},
 };
@@ -120,7 +121,7 @@ fn pod_is_wanted(pod: &Pod, node: Option<&str>) -> bool {
 
 fn assignment_is_wanted(object: &AzureAssignedIdentity, node: Option<&str>) -> bool {
     let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(NODE_LABEL));
-    node.is_none_or(|node| label.is_some_and(|label| label == node))
+    node.is_none_or(|node| label.is_some_and(|label| *label == node_label(node)))
 }
 
 fn relist(interest: &Interest, directory: &Directory) -> Update {

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Something wrong with a manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// In which file.
     pub file: PathBuf,

@@ -1,0 +1,286 @@
+//! The controller: one task owns the index, takes in what has come since it last looked, plans once for all of it, and hands
+//! the actions out. No locks, one plan for each burst.
+//!
+//! ```text
+//! source ─ Update ─► index ─ plan ─► queue ─► executor (bounded number at once) ─ Report ─► index
+//!                      ▲ only while the lease is held
+//! ```
+//!
+//! Nothing is planned before every kind was listed once: a controller that restarts and finds everything as it should be
+//! writes nothing. When the lease is lost, what waits is dropped and what is under way is broken off; the index then
+//! forgets that it asked, and whatever the server did do comes back through the watch.
+
+mod dispatch;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use self::dispatch::Dispatch;
+use super::{
+    clock::Clock,
+    executor::Executor,
+    lease::{self, Fence, Leadership},
+    observe::{Nobody, Observer},
+    source::{Change, Error as SourceError, Gone, Interest, Source, Update},
+};
+use crate::{
+    assign::{Event, Index, Options, Relist},
+    object::ObjectKey,
+};
+
+/// At most this many updates go into one plan, so that results are not kept waiting by a flood.
+const BURST: usize = 4096;
+
+/// How a controller runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How assignments are made.
+    pub options: Options,
+    /// The lease. With manifests only its holder's name is used: there the state directory's lock file is the lease.
+    pub lease: lease::Config,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Who counts.
+    pub observer: Arc<dyn Observer>,
+    /// Where the state is told, for probes.
+    pub health: watch::Sender<Health>,
+    /// How many writes may be under way at once.
+    pub in_flight: usize,
+    /// How long one request may take.
+    pub request_timeout: Duration,
+    /// How long writes that are under way may take to end when the controller stops.
+    pub grace: Duration,
+}
+
+impl Config {
+    /// Everything else at its default: 24 writes at once, 10 s for each, 5 s to stop.
+    pub fn new(lease: lease::Config, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            options: Options::default(),
+            lease,
+            clock,
+            observer: Arc::new(Nobody),
+            health: watch::channel(Health::default()).0,
+            in_flight: 24,
+            request_timeout: Duration::from_secs(10),
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a probe may ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Every kind was listed once.
+    pub synced: bool,
+    /// Who leads.
+    pub leadership: Leadership,
+}
+
+impl Health {
+    /// Ready: it sees everything and knows who leads. A standby is ready, since it can take over at once.
+    pub fn is_ready(&self) -> bool {
+        self.synced && self.leadership != Leadership::Unknown
+    }
+}
+
+/// Why the controller ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Objects cannot be watched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// All watches ended: only a bug or a panic does that.
+    #[error("the watches have ended")]
+    WatchesEnded,
+}
+
+/// Runs until `shutdown`. Then nothing new is begun, what is under way may end within [`Config::grace`], and the lease is
+/// released.
+pub async fn run(config: Config, source: Source, shutdown: CancellationToken) -> Result<(), Error> {
+    // Beyond `shutdown` itself: the lease is given back last.
+    let release = CancellationToken::new();
+    let _release_always = release.clone().drop_guard();
+    let fence = Arc::new(Fence::new(config.clock.clone()));
+    let (leadership, watch) = watch::channel(Leadership::Unknown);
+
+    let interests =
+        [Interest::Pods { node: None }, Interest::Identities, Interest::Bindings, Interest::Assigned { node: None }];
+    let updates = source.watch(&interests, Some(config.observer.clone()), &release)?;
+    let lease = tokio::spawn(keep_lease(source.clone(), config.clone(), fence.clone(), leadership, release.clone()));
+    let executor = Executor::new(
+        &source,
+        &config.lease.holder,
+        config.clock.clone(),
+        fence,
+        config.observer.clone(),
+        config.request_timeout,
+    );
+    let mut controller = Controller {
+        index: Index::new(config.options.clone()),
+        dispatch: Dispatch::new(Arc::new(executor), &config),
+        updates,
+        leadership: watch,
+        leading: false,
+        config,
+        status_due: None,
+    };
+    let result = controller.run(&shutdown).await;
+    controller.dispatch.finish(controller.config.grace).await;
+    release.cancel();
+    // Bounded: the release is one request with a limit of its own.
+    let _ = lease.await;
+    result
+}
+
+async fn keep_lease(
+    source: Source,
+    config: Config,
+    fence: Arc<Fence>,
+    leadership: watch::Sender<Leadership>,
+    stop: CancellationToken,
+) {
+    match source {
+        Source::Kubernetes(client) => {
+            lease::run_kubernetes(client, config.lease, config.clock, fence, leadership, stop).await;
+        }
+        Source::Manifests(manifests) => lease::run_file(manifests.state().clone(), fence, leadership, stop).await,
+    }
+}
+
+struct Controller {
+    config: Config,
+    index: Index,
+    dispatch: Dispatch,
+    updates: mpsc::Receiver<Update>,
+    leadership: watch::Receiver<Leadership>,
+    leading: bool,
+    status_due: Option<Timestamp>,
+}
+
+impl Controller {
+    async fn run(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+        let mut batch = Vec::new();
+        loop {
+            let due = self.due();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                changed = self.leadership.changed() => {
+                    if changed.is_err() {
+                        // Its task is gone. Without it nothing may be written; the fence sees to that.
+                        self.lose();
+                        return Err(Error::WatchesEnded);
+                    }
+                }
+                () = self.dispatch.settled(&mut self.index) => {}
+                taken = self.updates.recv_many(&mut batch, BURST) => {
+                    if taken == 0 {
+                        return Err(Error::WatchesEnded);
+                    }
+                }
+                () = sleep(due) => {}
+            }
+            // What has come in the meantime belongs to the same burst.
+            while batch.len() < BURST && let Ok(update) = self.updates.try_recv() {
+                batch.push(update);
+            }
+            for update in batch.drain(..) {
+                self.index.apply(event(update));
+            }
+            self.dispatch.settle(&mut self.index);
+            self.follow_leadership();
+            self.plan();
+        }
+    }
+
+    /// When there is something to do though nothing happens.
+    fn due(&self) -> Option<Duration> {
+        if !self.leading {
+            return None;
+        }
+        let now = self.config.clock.now();
+        let planned = [self.index.next_due(), self.status_due].into_iter().flatten().min();
+        let planned = planned.map(|due| Duration::try_from(due.duration_since(now)).unwrap_or_default());
+        [planned, self.dispatch.due()].into_iter().flatten().min()
+    }
+
+    fn follow_leadership(&mut self) {
+        let leadership = self.leadership.borrow_and_update().clone();
+        let synced = self.index.is_synced();
+        let leading = leadership == Leadership::Leading;
+        self.config.health.send_if_modified(|health| {
+            let now = Health { synced, leadership };
+            let changed = *health != now;
+            *health = now;
+            changed
+        });
+        if leading != self.leading {
+            self.config.observer.leading(leading);
+            if leading {
+                info!("leading: writing assignments");
+                self.leading = true;
+            } else {
+                self.lose();
+            }
+        }
+    }
+
+    fn lose(&mut self) {
+        info!("not leading: writing nothing");
+        self.leading = false;
+        self.dispatch.abandon();
+        self.index.forget_in_flight();
+    }
+
+    fn plan(&mut self) {
+        if !self.leading || !self.index.is_synced() {
+            return;
+        }
+        let now = self.config.clock.now();
+        let began = self.config.clock.uptime();
+        let actions = self.index.plan(now);
+        self.config.observer.planned(self.config.clock.uptime().saturating_sub(began), actions.len());
+        if !actions.is_empty() {
+            debug!(actions = actions.len(), "planned");
+        }
+        self.dispatch.queue(actions);
+        // Status tells people what has come of it, so it can wait until it has.
+        self.status_due = None;
+        if self.dispatch.is_idle() {
+            let status = self.index.plan_status(now);
+            self.status_due = status.next_due;
+            self.dispatch.queue(status.actions);
+        }
+        self.dispatch.start();
+    }
+}
+
+async fn sleep(due: Option<Duration>) {
+    match due {
+        Some(due) => tokio::time::sleep(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn event(update: Update) -> Event {
+    let key = |gone: &Gone| ObjectKey::new(gone.namespace.as_str(), gone.name.as_str());
+    match update {
+        Update::Pods(Change::Apply(pod)) => Event::Pod(*pod),
+        Update::Pods(Change::Delete(gone)) => Event::PodDeleted(key(&gone)),
+        Update::Pods(Change::Relist(all)) => Event::Relist(Relist::Pods(all)),
+        Update::Identities(Change::Apply(identity)) => Event::Identity(identity),
+        Update::Identities(Change::Delete(gone)) => Event::IdentityDeleted(key(&gone)),
+        Update::Identities(Change::Relist(all)) => Event::Relist(Relist::Identities(all)),
+        Update::Bindings(Change::Apply(binding)) => Event::Binding(binding),
+        Update::Bindings(Change::Delete(gone)) => Event::BindingDeleted(key(&gone)),
+        Update::Bindings(Change::Relist(all)) => Event::Relist(Relist::Bindings(all)),
+        Update::Assigned(Change::Apply(assigned)) => Event::Assigned(assigned),
+        Update::Assigned(Change::Delete(gone)) => Event::AssignedDeleted { key: key(&gone), uid: gone.uid },
+        Update::Assigned(Change::Relist(all)) => Event::Relist(Relist::Assigned(all)),
+    }
+}
