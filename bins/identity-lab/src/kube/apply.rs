@@ -7,7 +7,7 @@ use std::{
 
 use kube::{
     Client,
-    api::{Api, DynamicObject, Patch, PatchParams},
+    api::{Api, DeleteParams, DynamicObject, Patch, PatchParams},
     core::{GroupVersionKind, TypeMeta},
     discovery::{self, Scope},
 };
@@ -73,6 +73,18 @@ async fn apply_one(client: &Client, value: Value) -> Result<DynamicObject, Error
     api.patch(&name, &params, &Patch::Apply(&object))
         .await
         .map_err(|source| Error::Apply { what, source: Box::new(source) })
+}
+
+pub(super) async fn delete(client: &Client, value: &Value) -> Result<(), Error> {
+    let object: DynamicObject = serde_json::from_value(value.clone())
+        .map_err(|source| Error::Manifest { origin: "object".to_owned(), message: source.to_string() })?;
+    let what = describe(&object);
+    let name = object.metadata.name.clone().unwrap_or_default();
+    let api = api_for(client, object.types.as_ref(), object.metadata.namespace.as_deref(), &what).await?;
+    match api.delete(&name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result.map(drop).map_err(Error::from),
+    }
 }
 
 async fn api_for(

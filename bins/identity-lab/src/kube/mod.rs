@@ -334,6 +334,14 @@ impl ControlPlane {
         apply::apply(&self.client, objects).await
     }
 
+    /// Deletes an object (given with its apiVersion, kind and names); no error when there is none.
+    ///
+    /// # Errors
+    /// The kind is unknown, or the API server refuses.
+    pub async fn delete(&self, object: &Value) -> Result<(), Error> {
+        apply::delete(&self.client, object).await
+    }
+
     /// Every finished request since the start (watches appear when they end). The log is written as a request ends, so a
     /// marker request is sent first and waited for: what was answered before this call is in the result.
     ///

@@ -1,0 +1,129 @@
+//! The command line.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A node without a cluster: emulators of Entra and IMDS, pods in network namespaces, and the product's two binaries between them.
+#[derive(Debug, Parser)]
+#[command(name = "identity-lab", version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Where the lab keeps its state (created by `up`, removed by `down`). Labs in different directories run side by side.
+    #[arg(long, global = true, env = "IDENTITY_LAB_DIR", value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start emulators, node, the manifests' pods and both binaries; return when everything is ready.
+    Up(Up),
+    /// Run a command inside a pod: its network, hosts file, resolver and service-account files; everything else is the caller's.
+    Exec(Exec),
+    /// Switch faults on or off: `fault NAME on|off [NAME on|off]…`.
+    ///
+    /// Of Entra: entra-down entra-429 entra-503 entra-hang. Of IMDS: imds-down imds-404 imds-410 imds-429 imds-500 imds-503
+    /// imds-hang. Of the API server, with --kube: api-down.
+    Fault {
+        /// Pairs of a fault's name and `on` or `off`.
+        #[arg(required = true, num_args = 2.., value_name = "NAME on|off")]
+        switches: Vec<String>,
+    },
+    /// Show the lab. Succeeds when it is ready and all its processes run.
+    Status,
+    /// Take the lab down, whatever state it is in; nothing stays behind.
+    Down,
+    /// A Kubernetes control plane on loopback, without node or product.
+    #[command(subcommand)]
+    Kube(Kube),
+    /// Run the emulators.
+    #[command(hide = true)]
+    Emulate {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Run a command in a network namespace with some files replaced.
+    #[command(hide = true)]
+    Enter {
+        #[arg(long)]
+        netns: PathBuf,
+        /// `FILE=REPLACED`
+        #[arg(long)]
+        bind: Vec<String>,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub(crate) struct Up {
+    /// Directory of manifests (*.yaml, *.yml, *.json) to follow; `lab.yaml` in it sets up the lab itself.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
+    /// Keep the objects in a real kube-apiserver.
+    #[arg(long)]
+    pub(crate) kube: bool,
+    /// Stay in the foreground until `down` or a signal.
+    #[arg(long)]
+    pub(crate) hold: bool,
+    /// The project's deploy directory, for --kube [default: that of the checkout this program was built in].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) deploy: Option<PathBuf>,
+    /// Only node, pods and emulators.
+    #[arg(long, hide = true)]
+    pub(crate) no_binaries: bool,
+    /// The directory is prepared, and nobody sits at the terminal.
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
+    #[command(flatten)]
+    pub(crate) assets: Assets,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Assets {
+    /// Directory with etcd, kube-apiserver and kube-controller-manager [default: where `cargo xtask` builds them].
+    #[arg(long, env = "KUBEBUILDER_ASSETS", value_name = "DIR")]
+    pub(crate) assets: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Which environment to imitate by variables; `imds` adds none.
+    #[arg(long, value_enum, default_value_t = Style::Imds)]
+    pub(crate) style: Style,
+    /// NAMESPACE/POD
+    #[arg(value_name = "NAMESPACE/POD")]
+    pub(crate) pod: String,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Style {
+    /// A virtual machine.
+    Imds,
+    /// Azure App Service: IDENTITY_ENDPOINT and IDENTITY_HEADER.
+    AppService,
+    /// Azure Cloud Shell: MSI_ENDPOINT.
+    CloudShell,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Kube {
+    /// Start etcd, kube-apiserver and kube-controller-manager; print the administrator's kubeconfig.
+    Up {
+        #[command(flatten)]
+        assets: Assets,
+    },
+    /// Stop them and remove their data.
+    Down,
+    /// Hold them.
+    #[command(hide = true)]
+    Hold {
+        #[command(flatten)]
+        assets: Assets,
+    },
+}
