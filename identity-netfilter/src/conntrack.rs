@@ -95,7 +95,7 @@ fn deleted(message: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    // Recorded with conntrack 1.4.7; the second entry is redirected as it should be.
+    // As conntrack 1.4.7 prints entries; the second one is redirected as it should be.
     const LISTING: &str = "\
 tcp      6 431999 ESTABLISHED src=10.42.0.5 dst=169.254.169.254 sport=40000 dport=80 src=169.254.169.254 dst=10.42.0.5 sport=80 dport=40000 [ASSURED] mark=0 use=1
 tcp      6 431999 ESTABLISHED src=10.42.0.5 dst=169.254.169.254 sport=40002 dport=80 src=10.42.0.1 dst=10.42.0.5 sport=2579 dport=40002 [ASSURED] mark=0 use=1

@@ -48,7 +48,7 @@ pub fn render(backend: Backend, redirect: &Redirect) -> String {
 
 fn write(backend: Backend, rules: &Ruleset, seen: &Observation) -> String {
     match backend {
-        Backend::Nft => nft::render(rules),
+        Backend::Nft => nft::render(rules, seen),
         Backend::IptablesNft | Backend::IptablesLegacy => iptables::render(rules, seen),
     }
 }

@@ -32,28 +32,36 @@ fn base(place: Place) -> Base {
     }
 }
 
-/// The transaction that replaces whatever the table holds; it is made first so that deleting it cannot fail.
+/// The transaction that makes what was seen into what is wanted.
 ///
-/// The kernel switches from the old rules to the new ones in one step. A packet between the two hooks at that moment meets
-/// the new drop.
-pub(crate) fn render(rules: &Ruleset) -> String {
-    let mut text = format!("table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n");
+/// The kernel switches from the old rules of a chain to the new ones in one step. Only if the table holds what is not ours,
+/// or a chain hangs elsewhere, is it made anew; it is added first so that deleting it cannot fail.
+pub(crate) fn render(rules: &Ruleset, seen: &Observation) -> String {
+    let anew = !seen.strangers.is_empty()
+        || Place::CLOSED_FIRST
+            .into_iter()
+            .any(|place| seen.chain(place).is_some_and(|chain| chain.attachment != Attachment::Right));
+    let mut text = format!("add table ip {TABLE}\n");
+    if anew {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "delete table ip {TABLE}\nadd table ip {TABLE}\n");
+    }
     for place in Place::CLOSED_FIRST {
         let Base { name, kind, hook, priority } = base(place);
         let rule = rule(rules.rule(place));
-        // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "\tchain {name} {{\n\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n\t\t{rule}\n\t}}\n"
+            "add chain ip {TABLE} {name} {{ type {kind} hook {hook} priority {priority}; policy accept; }}\n\
+             flush chain ip {TABLE} {name}\n\
+             add rule ip {TABLE} {name} {rule}\n"
         );
     }
-    text.push_str("}\n");
     text
 }
 
 /// The transaction that takes the table away.
 pub(crate) fn render_removal() -> String {
-    format!("table ip {TABLE}\ndelete table ip {TABLE}\n")
+    format!("add table ip {TABLE}\ndelete table ip {TABLE}\n")
 }
 
 fn rule(rule: &Rule) -> String {

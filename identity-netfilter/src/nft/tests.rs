@@ -43,7 +43,10 @@ fn differences(wanted: &Redirect, listing: &Value) -> Vec<String> {
 
 #[test]
 fn what_is_written() {
-    insta::assert_snapshot!("install", render(&Ruleset::from(&redirect())));
+    let rules = Ruleset::from(&redirect());
+    insta::assert_snapshot!("install", render(&rules, &Observation::default()));
+    let strange = Observation { strangers: vec!["chain other".to_owned()], ..Observation::default() };
+    insta::assert_snapshot!("anew", render(&rules, &strange));
     insta::assert_snapshot!("remove", render_removal());
 }
 
@@ -52,6 +55,16 @@ fn a_recorded_listing_is_what_was_written_and_its_counters_are_read() {
     let seen = parse(&listing(&redirect()).to_string()).unwrap();
     assert_eq!(compare(&Ruleset::from(&redirect()), &seen), []);
     assert_eq!((seen.prerouting.unwrap().packets, seen.forward.unwrap().packets), (7, 5));
+}
+
+#[test]
+fn a_chain_that_hangs_elsewhere_is_made_anew() {
+    let mut changed = listing(&redirect());
+    let rules = Ruleset::from(&redirect());
+    let anew = |listing: &Value| render(&rules, &parse(&listing.to_string()).unwrap()).contains("delete table");
+    assert!(!anew(&changed));
+    changed["nftables"][2]["chain"]["prio"] = json!(10);
+    assert!(anew(&changed));
 }
 
 #[test]
@@ -134,7 +147,7 @@ proptest! {
         prop_assert_eq!(differences(&written, &listing(&written)), Vec::<String>::new());
         prop_assert_eq!(differences(&wanted, &listing(&written)).is_empty(), wanted == written);
         // What is written says the same as what is read.
-        let text = render(&Ruleset::from(&written));
+        let text = render(&Ruleset::from(&written), &Observation::default());
         let words = [
             format!("ip daddr {} tcp dport {} counter dnat to {}", written.metadata().ip(), written.metadata().port(), written.to()),
             format!("ip daddr {} counter drop", written.metadata().ip()),
