@@ -1,6 +1,6 @@
 //! Somebody else changes the rules: every change is found and repaired within seconds, and a repair opens no gap. Needs
 //! root; each test has network namespaces of its own.
-#![allow(clippy::unwrap_used, clippy::pedantic, reason = "helpers of tests: a failure is the test's")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! The node is not ours alone: rules of others, other back ends, the lock of the xtables tools, programs that are missing.
 //! Needs root; each test has network namespaces of its own.
-#![allow(clippy::unwrap_used, clippy::pedantic, reason = "helpers of tests: a failure is the test's")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
 
 mod common;
 

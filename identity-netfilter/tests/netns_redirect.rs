@@ -1,5 +1,5 @@
 //! What the rules do to real connections, with each back end. Needs root; each test has network namespaces of its own.
-#![allow(clippy::unwrap_used, clippy::pedantic, reason = "helpers of tests: a failure is the test's")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
 
 mod common;
 

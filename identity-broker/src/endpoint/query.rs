@@ -235,7 +235,7 @@ mod tests {
             (format!("{valid}&x=%"), QueryError::Encoding),
             (format!("{valid}&x=%4g"), QueryError::Encoding),
             (format!("{valid}&x=%ff"), QueryError::Encoding),
-            ((0..=MAX_PARAMETERS).map(|n| format!("p{n}=1&")).collect(), QueryError::TooMany),
+            ((0..=MAX_PARAMETERS).map(|n| format!("p{n}=1&")).collect::<Vec<_>>().concat(), QueryError::TooMany),
         ] {
             assert_eq!(parse(&text), Err(expected), "{text}");
         }

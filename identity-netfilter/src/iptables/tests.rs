@@ -160,7 +160,7 @@ impl Kernel {
 
     fn list(&self, table: &str, chain: &str) -> Option<String> {
         let rules = self.0.get(table)?.get(chain)?;
-        Some(rules.iter().map(|rule| format!("-A {chain} {rule}\n")).collect())
+        Some(rules.iter().map(|rule| format!("-A {chain} {rule}\n")).collect::<Vec<_>>().concat())
     }
 
     fn observe(&self) -> Observation {

@@ -4,7 +4,7 @@
 //! ```text
 //! pod 10.42.0.2 ── bridge 10.42.0.1 (node, forwards) 169.254.169.253 ── 169.254.169.254 (metadata)
 //! ```
-#![allow(clippy::unwrap_used, clippy::pedantic, reason = "helpers of tests: a failure is the test's")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::ffi::OsString;

@@ -90,7 +90,8 @@ impl Cluster {
     pub(super) async fn start(parts: &Parts, lab: &Place) -> Result<Self, Error> {
         let (crds, rest): (Vec<Value>, Vec<Value>) =
             deployed(&parts.deploy)?.into_iter().partition(|object| object["kind"] == "CustomResourceDefinition");
-        let text = |objects: &[Value]| objects.iter().map(|object| format!("---\n{object}\n")).collect::<String>();
+        let text =
+            |objects: &[Value]| objects.iter().map(|object| format!("---\n{object}\n")).collect::<Vec<_>>().concat();
         let plane = ControlPlane::start_with(&parts.assets, &lab.file("kube"), &[text(&crds)]).await?;
         plane.apply_yaml(&text(&rest)).await?;
         let client = plane.client();

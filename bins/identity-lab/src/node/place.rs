@@ -16,7 +16,7 @@ impl Place {
     pub fn new(directory: &Path) -> Self {
         let root = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
-        let id = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = hex(&digest[..4]);
         Self { root, id }
     }
 
@@ -83,11 +83,15 @@ impl Place {
             return full;
         }
         let digest = Sha256::digest(full.as_bytes());
-        let hash: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash: String = hex(&digest[..8]);
         // Object names are ASCII; a manifest's may be anything, so cut where a character ends.
         let cut = (0..=180).rev().find(|&cut| full.is_char_boundary(cut)).unwrap_or(0);
         format!("{}-{hash}", &full[..cut])
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 #[cfg(test)]
