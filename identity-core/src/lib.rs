@@ -8,4 +8,6 @@ pub mod explain;
 pub mod lookup;
 pub mod object;
 pub mod pod;
+#[cfg(feature = "runtime")]
+pub mod runtime;
 pub mod selector;

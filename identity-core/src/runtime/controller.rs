@@ -186,7 +186,9 @@ impl Controller {
                 () = sleep(due) => {}
             }
             // What has come in the meantime belongs to the same burst.
-            while batch.len() < BURST && let Ok(update) = self.updates.try_recv() {
+            while batch.len() < BURST
+                && let Ok(update) = self.updates.try_recv()
+            {
                 batch.push(update);
             }
             for update in batch.drain(..) {

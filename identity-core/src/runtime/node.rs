@@ -92,7 +92,9 @@ async fn follow(
                 }
             }
         }
-        while batch.len() < BURST && let Ok(update) = updates.try_recv() {
+        while batch.len() < BURST
+            && let Ok(update) = updates.try_recv()
+        {
             batch.push(update);
         }
         for update in batch.drain(..) {

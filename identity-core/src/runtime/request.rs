@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        let status = br#"{"kind":"Status","message":"slow down","reason":"TooManyRequests","details":{"retryAfterSeconds":7}}"#;
+        let status =
+            br#"{"kind":"Status","message":"slow down","reason":"TooManyRequests","details":{"retryAfterSeconds":7}}"#;
         let busy = |code, message: &str, seconds: Option<u64>| Failure::Busy {
             code,
             message: message.into(),

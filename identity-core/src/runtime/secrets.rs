@@ -160,18 +160,14 @@ async fn fetch(client: &Client, namespace: &str, name: &str) -> Result<BTreeMap<
     };
     let wire: Wire = send(client, request, LIMIT).await.map_err(|failure| match failure {
         Failure::NotFound(_) => Error::NotFound { namespace: namespace_.clone(), name: name_.clone() },
-        Failure::Forbidden(message) => {
-            Error::Forbidden { namespace: namespace_.clone(), name: name_.clone(), message }
-        }
+        Failure::Forbidden(message) => Error::Forbidden { namespace: namespace_.clone(), name: name_.clone(), message },
         // The parser's words may quote a value.
         Failure::Unreadable(_) => Error::Malformed {
             namespace: namespace_.clone(),
             name: name_.clone(),
             reason: "the API server's answer cannot be read".to_owned(),
         },
-        other => {
-            Error::Unavailable { namespace: namespace_.clone(), name: name_.clone(), reason: other.to_string() }
-        }
+        other => Error::Unavailable { namespace: namespace_.clone(), name: name_.clone(), reason: other.to_string() },
     })?;
     let mut data = BTreeMap::new();
     for (key, Wiped(encoded)) in wire.data.unwrap_or_default() {

@@ -57,7 +57,8 @@ impl Files {
 
     fn apply(&self, apply: &Apply) -> Result<Success, Failure> {
         let meta = &apply.object.metadata;
-        let key = ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let key =
+            ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         let path = self.state.assignment(&key).map_err(|e| failed(&e))?;
         let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         let uid = match (read(&path)?, &apply.precondition) {

@@ -124,11 +124,7 @@ fn request_apply(apply: &Apply) -> Result<Request<Vec<u8>>, Failure> {
     patch(&collection::<AzureAssignedIdentity>(&namespace), &name, &object)
 }
 
-fn patch<T: Serialize>(
-    collection: &kube::core::Request,
-    name: &str,
-    object: &T,
-) -> Result<Request<Vec<u8>>, Failure> {
+fn patch<T: Serialize>(collection: &kube::core::Request, name: &str, object: &T) -> Result<Request<Vec<u8>>, Failure> {
     let object = serde_json::to_value(object).map_err(|error| malformed(&error))?;
     collection.patch(name, &apply_parameters(), &Patch::Apply(object)).map_err(|error| malformed(&error))
 }

@@ -140,11 +140,7 @@ impl Machine {
                 // A holder whose last write succeeded renews without reading: what it wrote is what is there, or the
                 // version says otherwise.
                 self.deadline = self.deadline(now);
-                if self.deadline.is_some() && self.seen.is_some() {
-                    self.renew(now, wall)
-                } else {
-                    Command::Read
-                }
+                if self.deadline.is_some() && self.seen.is_some() { self.renew(now, wall) } else { Command::Read }
             }
             Input::Read(found) => self.read(now, wall, jitter, found),
             Input::ReadFailed => self.sleep(now, jitter),

@@ -19,7 +19,7 @@ fn record(holder: &str, transitions: i32) -> Record {
 }
 
 fn step(machine: &mut Machine, at: u64, input: Input) -> Command {
-    machine.step(at * SECOND, wall(i64::try_from(at).unwrap()), 1.0, input)
+    machine.step(Duration::from_secs(at), wall(i64::try_from(at).unwrap()), 1.0, input)
 }
 
 fn done(version: &str) -> Input {

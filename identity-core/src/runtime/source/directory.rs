@@ -178,7 +178,8 @@ impl Directory {
         let mut problems = parsed.problems;
         if !problems.is_empty() {
             // What cannot be understood may have been meant to define any of the objects that are missing now.
-            let kept: Vec<_> = old.objects.iter().filter(|o| objects.iter().all(|new| new.key != o.key)).cloned().collect();
+            let kept: Vec<_> =
+                old.objects.iter().filter(|o| objects.iter().all(|new| new.key != o.key)).cloned().collect();
             if !kept.is_empty() {
                 let names: Vec<_> = kept.iter().map(|located| located.key.to_string()).collect();
                 let message = format!("the last good version stays in force for {}", names.join(", "));

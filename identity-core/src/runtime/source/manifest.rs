@@ -35,8 +35,7 @@ pub(super) fn watch(
         interests.iter().cloned().partition(|interest| matches!(interest, Interest::Assigned { .. }));
     let mut tasks = Vec::new();
     let mut start = |path: PathBuf, nested, kinds, interests, secrets| -> Result<(), Error> {
-        let absolute =
-            std::path::absolute(&path).map_err(|source| Error::Directory { path: path.clone(), source })?;
+        let absolute = std::path::absolute(&path).map_err(|source| Error::Directory { path: path.clone(), source })?;
         let inotify = Inotify::new(absolute.clone(), nested).map_err(|source| Error::Inotify { path, source })?;
         let driver = Driver {
             directory: Directory::new(absolute, nested, kinds),

@@ -163,11 +163,7 @@ impl Source {
     /// Objects of the manifests in `directory` (`*.yaml`, `*.yml`, `*.json`, not in subdirectories); assignments from
     /// `state`.
     pub fn manifests(directory: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
-        Self::Manifests(Manifests {
-            directory: directory.into(),
-            state: StateDir::new(state),
-            secrets: Arc::default(),
-        })
+        Self::Manifests(Manifests { directory: directory.into(), state: StateDir::new(state), secrets: Arc::default() })
     }
 
     /// Starts watching. Each kind begins with a [`Change::Relist`]; nothing is lost or repeated as long as updates are

@@ -150,7 +150,8 @@ fn split(text: &str) -> Vec<(usize, &str)> {
     let mut documents = Vec::new();
     let (mut begin, mut first_line, mut offset) = (0, 1, 0);
     for (index, line) in text.split_inclusive('\n').enumerate() {
-        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if marker {
             documents.push((first_line, &text[begin..offset]));
             begin = offset + 3;
@@ -219,14 +220,20 @@ impl Reader<'_> {
             Some(kind) if kind.api_version() == api_version => self.known(kind, node, place, text),
             Some(kind) if group == identity_crd::GROUP => {
                 let at = node.place("apiVersion").unwrap_or(place);
-                self.problem(at, None, format!("{} is served as {}, not {api_version}", kind.name(), kind.api_version()));
+                self.problem(
+                    at,
+                    None,
+                    format!("{} is served as {}, not {api_version}", kind.name(), kind.api_version()),
+                );
             }
             None if group == identity_crd::GROUP => {
                 let at = node.place("kind").unwrap_or(place);
                 let kinds = "AzureIdentity, AzureIdentityBinding, AzurePodIdentityException";
                 self.problem(at, None, format!("there is no kind `{kind}` in {group}; its kinds are {kinds}"));
             }
-            _ => tracing::debug!(file = %self.file.display(), kind, api_version, "passed over: not a kind that is read here"),
+            _ => {
+                tracing::debug!(file = %self.file.display(), kind, api_version, "passed over: not a kind that is read here")
+            }
         }
     }
 
@@ -243,12 +250,18 @@ impl Reader<'_> {
         for (field, value) in [("metadata.name", name), ("metadata.namespace", namespace)] {
             if !is_object_name(value) {
                 let at = node.place(field).unwrap_or(place);
-                return self.problem(at, label, format!("{field}: not a name: lower-case letters, digits, `-` and `.` only"));
+                return self.problem(
+                    at,
+                    label,
+                    format!("{field}: not a name: lower-case letters, digits, `-` and `.` only"),
+                );
             }
         }
         if !self.kinds.contains(&kind) {
             let message = match kind {
-                Kind::Assigned => "passed over: assignments are the controller's to write, and live in its state directory",
+                Kind::Assigned => {
+                    "passed over: assignments are the controller's to write, and live in its state directory"
+                }
                 _ => "passed over: only assignments belong here",
             };
             return self.problem(place, label, message);
@@ -321,7 +334,8 @@ impl Reader<'_> {
             string_data: Option<BTreeMap<String, String>>,
         }
         let Ok(wire) = serde_json::from_value::<Wire>(value) else {
-            let message = "`data` (base64) and `stringData` (plain) map keys to strings; quote numbers and truth values";
+            let message =
+                "`data` (base64) and `stringData` (plain) map keys to strings; quote numbers and truth values";
             self.problem(place, Some(key.to_string()), message);
             return None;
         };
