@@ -12,7 +12,7 @@ pub struct Backoff {
 }
 
 /// A server that asks for more is taken for broken.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
 impl Backoff {
     /// Delay after failure number `failures` (from 0). `jitter` is uniform in 0..1; the upper half of the exponential

@@ -120,9 +120,9 @@ impl Secrets {
         match &self.0 {
             Inner::Kubernetes(client) => fetch(client, namespace, name).await,
             Inner::Manifests(store) => match store.get(&ObjectKey::new(namespace, name)) {
-                Some(Some(data)) => Ok(data.copy()),
-                Some(None) => Err(Error::NotFound { namespace: owned_namespace, name: owned_name }),
-                None => Err(Error::Unavailable {
+                Held::Data(data) => Ok(data.copy()),
+                Held::Nothing => Err(Error::NotFound { namespace: owned_namespace, name: owned_name }),
+                Held::Unread => Err(Error::Unavailable {
                     namespace: owned_namespace,
                     name: owned_name,
                     reason: "the manifests have yet to be read".to_owned(),
@@ -228,6 +228,14 @@ struct Stored {
     secrets: HashMap<ObjectKey, Arc<SecretData>>,
 }
 
+/// What the store knows about one Secret.
+enum Held {
+    Data(Arc<SecretData>),
+    Nothing,
+    /// The manifests have yet to be read.
+    Unread,
+}
+
 impl Store {
     fn lock(&self) -> MutexGuard<'_, Stored> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -245,10 +253,13 @@ impl Store {
         self.lock().ready = true;
     }
 
-    /// None while nothing was read yet.
-    fn get(&self, key: &ObjectKey) -> Option<Option<Arc<SecretData>>> {
+    fn get(&self, key: &ObjectKey) -> Held {
         let stored = self.lock();
-        stored.ready.then(|| stored.secrets.get(key).cloned())
+        match stored.secrets.get(key) {
+            Some(data) => Held::Data(data.clone()),
+            None if stored.ready => Held::Nothing,
+            None => Held::Unread,
+        }
     }
 }
 

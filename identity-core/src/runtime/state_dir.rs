@@ -8,6 +8,7 @@
 //! ```
 
 use std::{
+    fmt::Write as _,
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -15,6 +16,7 @@ use std::{
 };
 
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use crate::object::ObjectKey;
 
@@ -42,12 +44,12 @@ impl StateDir {
 
     /// The file of one assignment.
     pub fn assignment(&self, key: &ObjectKey) -> io::Result<PathBuf> {
-        file(self.assignments(), key)
+        file(&self.assignments(), key)
     }
 
     /// The file with the status of one object.
     pub fn status(&self, kind: &str, key: &ObjectKey) -> io::Result<PathBuf> {
-        file(self.root.join("status").join(kind), key)
+        file(&self.root.join("status").join(kind), key)
     }
 
     /// Events, one JSON object a line.
@@ -66,7 +68,7 @@ impl StateDir {
     }
 }
 
-fn file(directory: PathBuf, key: &ObjectKey) -> io::Result<PathBuf> {
+fn file(directory: &Path, key: &ObjectKey) -> io::Result<PathBuf> {
     for part in [&key.namespace, &key.name] {
         if !is_object_name(part) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("`{part}` is no name of an object")));
@@ -82,6 +84,17 @@ pub(crate) fn is_object_name(name: &str) -> bool {
         && edge(name.as_bytes().first())
         && edge(name.as_bytes().last())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+}
+
+/// A UID in the usual form (8-4-4-4-12) that is always the same for the same `text`.
+pub(crate) fn derived_uid(text: &str) -> String {
+    let hash = Sha256::digest(text);
+    let hex = hash.iter().take(16).fold(String::with_capacity(32), |mut hex, byte| {
+        // Writing into a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
 fn make(directory: &Path) -> io::Result<()> {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Between attempts at one object.
-const EACH: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(60) };
+const EACH: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_mins(1) };
 /// What will be refused again is tried again all the same, seldom: permissions and schemas change.
 const REFUSED: Duration = Duration::from_secs(30);
 /// Between attempts at anything, after the server said that it has too much to do, or nothing. This is the budget: while it

@@ -7,7 +7,6 @@ use std::{
 };
 
 use identity_crd::AzureAssignedIdentity;
-use sha2::{Digest as _, Sha256};
 
 use super::{Seen, Success, events, kubernetes::status_object};
 use crate::{
@@ -16,7 +15,7 @@ use crate::{
     runtime::{
         clock::Clock,
         request::Failure,
-        state_dir::{StateDir, append, write},
+        state_dir::{StateDir, append, derived_uid, write},
     },
 };
 
@@ -69,10 +68,7 @@ impl Files {
         };
         let next = self.next(&mut version);
         let mut object = apply.object.clone();
-        object.metadata.uid = Some(uid.unwrap_or_else(|| {
-            let hash = Sha256::digest(format!("AzureAssignedIdentity/{key}/{next}"));
-            hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-        }));
+        object.metadata.uid = Some(uid.unwrap_or_else(|| derived_uid(&format!("AzureAssignedIdentity/{key}/{next}"))));
         object.metadata.resource_version = Some(next.to_string());
         write(&path, &object).map_err(|e| failed(&e))?;
         Ok(Success::Applied(Box::new(object)))

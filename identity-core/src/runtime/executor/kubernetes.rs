@@ -45,19 +45,21 @@ pub(super) enum Write {
     Event(Notice),
 }
 
+impl Write {
+    pub(super) fn prepare(action: &Action) -> Result<Self, Failure> {
+        match action {
+            Action::Apply(apply) => request_apply(apply).map(Self::Apply),
+            Action::Delete(delete) => request_delete(delete).map(Self::Delete),
+            Action::Status(update) => request_status(update).map(Self::Status),
+            Action::Event(notice) => Ok(Self::Event(notice.clone())),
+        }
+    }
+}
+
 impl Kubernetes {
     pub(super) fn new(client: Client, reporter: &str) -> Self {
         let recorder = Recorder::new(client.clone(), reporter);
         Self { client, recorder }
-    }
-
-    pub(super) fn prepare(&self, action: &Action) -> Result<Write, Failure> {
-        match action {
-            Action::Apply(apply) => request_apply(apply).map(Write::Apply),
-            Action::Delete(delete) => request_delete(delete).map(Write::Delete),
-            Action::Status(update) => request_status(update).map(Write::Status),
-            Action::Event(notice) => Ok(Write::Event(notice.clone())),
-        }
     }
 
     pub(super) async fn perform(&self, write: Write, limit: Duration) -> Result<Success, Failure> {
@@ -109,16 +111,10 @@ fn apply_parameters() -> PatchParams {
 fn request_apply(apply: &Apply) -> Result<Request<Vec<u8>>, Failure> {
     let mut object = apply.object.clone();
     let meta = &mut object.metadata;
-    match &apply.precondition {
-        Some(Precondition { uid, resource_version }) => {
-            meta.uid = Some(uid.clone());
-            meta.resource_version = Some(resource_version.clone());
-        }
-        None => {
-            meta.uid = None;
-            meta.resource_version = Some(MUST_NOT_EXIST.to_owned());
-        }
-    }
+    (meta.uid, meta.resource_version) = apply.precondition.as_ref().map_or_else(
+        || (None, Some(MUST_NOT_EXIST.to_owned())),
+        |Precondition { uid, resource_version }| (Some(uid.clone()), Some(resource_version.clone())),
+    );
     meta.managed_fields = None;
     let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
     patch(&collection::<AzureAssignedIdentity>(&namespace), &name, &object)

@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 
 use identity_crd::AzureAssignedIdentity;
 
-use self::{files::Files, kubernetes::Kubernetes};
+use self::{
+    files::Files,
+    kubernetes::{Kubernetes, Write},
+};
 use super::{
     clock::Clock,
     lease::Fence,
@@ -98,7 +101,7 @@ impl Executor {
     async fn attempt(&self, action: &Action) -> Result<Success, Failure> {
         match &self.target {
             Target::Kubernetes(kubernetes) => {
-                let write = kubernetes.prepare(action)?;
+                let write = Write::prepare(action)?;
                 // Nothing may come between this and the request.
                 let left = self.fence.remaining().ok_or(Failure::Fenced)?;
                 kubernetes.perform(write, self.limit.min(left)).await

@@ -157,7 +157,7 @@ impl Directory {
             Ok(Some((stamp, _))) if !complete && self.files.get(path).is_some_and(|f| f.stamp == Some(stamp)) => return,
             Ok(Some((stamp, read))) => match read() {
                 Ok(text) => (stamp, text),
-                Err(message) => return self.unreadable(path, message),
+                Err(message) => return self.unreadable(path, &message),
             },
             Ok(None) => {
                 if let Some(file) = self.files.remove(path) {
@@ -165,7 +165,7 @@ impl Directory {
                 }
                 return;
             }
-            Err(error) => return self.unreadable(path, error.to_string()),
+            Err(error) => return self.unreadable(path, &error.to_string()),
         };
         let old = self.files.remove(path).unwrap_or_default();
         if text.is_empty() && !complete && !old.objects.is_empty() {
@@ -191,7 +191,7 @@ impl Directory {
         self.files.insert(path.to_owned(), File { stamp: Some(stamp), objects, problems });
     }
 
-    fn unreadable(&mut self, path: &Path, message: String) {
+    fn unreadable(&mut self, path: &Path, message: &str) {
         let file = self.files.entry(path.to_owned()).or_default();
         file.stamp = None;
         let message = format!("cannot be read: {message}; what was read before stays in force");

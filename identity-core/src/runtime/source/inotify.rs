@@ -136,7 +136,7 @@ impl Shared {
             }
             Ok(event) => {
                 for path in &event.paths {
-                    self.note(&event.kind, path, &mut pending);
+                    self.note(event.kind, path, &mut pending);
                 }
             }
             Err(error) => {
@@ -149,7 +149,7 @@ impl Shared {
         }
     }
 
-    fn note(&self, kind: &EventKind, path: &Path, pending: &mut Pending) {
+    fn note(&self, kind: EventKind, path: &Path, pending: &mut Pending) {
         match kind {
             // Reading makes events, too; and while a file is written, its end is what counts.
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}

@@ -182,7 +182,7 @@ impl Source {
                 for interest in interests {
                     let task = kubernetes::watch(client.clone(), interest.clone(), updates.clone(), observer.clone());
                     let shutdown = shutdown.clone();
-                    tasks.spawn(async move { shutdown.run_until_cancelled(task).await });
+                    tasks.spawn(async move { shutdown.run_until_cancelled(Box::pin(task)).await });
                 }
             }
             Self::Manifests(manifests) => {

@@ -12,7 +12,6 @@ use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, A
 use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
 use super::locate::{Node, Place};
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
     pod::Pod,
     runtime::{
         secrets::{SecretBytes, SecretData},
-        state_dir::is_object_name,
+        state_dir::{derived_uid, is_object_name},
         trim,
         trim::TrimmedPod,
     },
@@ -232,7 +231,7 @@ impl Reader<'_> {
                 self.problem(at, None, format!("there is no kind `{kind}` in {group}; its kinds are {kinds}"));
             }
             _ => {
-                tracing::debug!(file = %self.file.display(), kind, api_version, "passed over: not a kind that is read here")
+                tracing::debug!(file = %self.file.display(), kind, api_version, "passed over: not a kind that is read here");
             }
         }
     }
@@ -363,10 +362,7 @@ fn complete(meta: &mut ObjectMeta, key: &Key) {
     trim::metadata(meta);
     meta.namespace = Some(key.object.namespace.to_string());
     if meta.uid.as_deref().is_none_or(str::is_empty) {
-        let hash = Sha256::digest(format!("{}/{}", key.kind.name(), key.object));
-        let hex: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
-        let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
-        meta.uid = Some(parts.join("-"));
+        meta.uid = Some(derived_uid(&format!("{}/{}", key.kind.name(), key.object)));
     }
 }
 
