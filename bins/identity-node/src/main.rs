@@ -1,3 +1,141 @@
-//! identity-node
+//! `identity-node`: redirects the metadata endpoint of one node's pods to itself and answers it. Wiring only; the work is
+//! in [`identity_netfilter`], [`identity_core::runtime::node`] and [`identity_broker`].
 
-fn main() {}
+mod args;
+mod netfilter;
+mod secrets;
+mod tls;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddrV4},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use identity_broker::{
+    Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, LogAudit, Metrics, ServerConfig, UpstreamConfig, serve,
+};
+use identity_core::{
+    lookup::{Options, Published},
+    runtime::{node, secrets::Secrets},
+};
+use identity_netfilter::{Redirect, State};
+use identity_process::{Probes, RuntimeMetrics, Supervisor, VERSION, now, shutdown_on_signal};
+use prometheus_client::registry::Registry;
+use tokio::{net::TcpListener, sync::watch};
+use tracing::info;
+
+use self::{args::Args, secrets::FromRuntime};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let log = args.log.clone();
+    if args.netfilter.remove_rules {
+        return identity_process::run(&log, 1, netfilter::remove());
+    }
+    // The tokens of one node's pods; more threads would only cost memory.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    identity_process::run(&log, threads, run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let shutdown = shutdown_on_signal()?;
+    let (Some(name), Some(address)) = (args.node.node_name.clone(), args.node.node_address) else {
+        anyhow::bail!("--node-name and --node-address are missing");
+    };
+    let listen = SocketAddrV4::new(address, args.node.port);
+    let redirect = Redirect::new(Redirect::METADATA, listen).context("--node-address")?;
+    let source = args.source.open().await?;
+    info!(version = VERSION, node = name, "identity-node");
+
+    let mut registry = Registry::with_prefix("entra_pod_identity");
+    let observer = Arc::new(RuntimeMetrics::new(registry.sub_registry_with_prefix("node")));
+    let metrics = Arc::new(Metrics::new(&mut registry));
+
+    let published = Arc::new(Published::default());
+    let (synced, is_synced) = watch::channel(false);
+    let follow = node::Config {
+        addresses: own_addresses(address)?,
+        options: Options { cluster_wide: args.node.cluster_wide_matching, ..Options::default() },
+        observer,
+        ..node::Config::new(name)
+    };
+
+    let upstream = UpstreamConfig {
+        metadata_endpoint: args.tokens.metadata_endpoint.clone(),
+        authority_hosts: args.tokens.authority_hosts(),
+        ..UpstreamConfig::default()
+    };
+    let secrets = Arc::new(FromRuntime(Secrets::new(&source)));
+    let azure = Azure::new(upstream, tls::client_config()?, secrets, now, metrics.clone());
+    let tokens = Cache::new(azure, now, CacheConfig::default(), metrics.clone());
+    let config = BrokerConfig {
+        hold: args.tokens.hold,
+        on_audit_failure: args.tokens.audit_on_failure.into(),
+        ..BrokerConfig::default()
+    };
+    let broker = Broker::new(published.clone(), tokens, LogAudit, now, config, metrics);
+
+    // First somebody who answers, then the rules that lead there.
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("--node-address {listen}"))?;
+    let (rules, state) = netfilter::prepare(args.netfilter.netfilter, redirect).await?;
+    netfilter::Exported::register(&mut registry, state.clone());
+
+    let probes = Probes {
+        ready: Arc::new(move || missing(*is_synced.borrow(), state.as_ref().map(|state| state.borrow().clone()))),
+        registry: Arc::new(registry),
+    };
+    let probing = probes.listen(args.probe_address, args.metrics_address, shutdown.clone()).await?;
+
+    let mut parts = Supervisor::new(shutdown.clone());
+    parts.add("the probes", probing);
+    if let Some(rules) = rules {
+        let stop = shutdown.clone();
+        parts.add("the redirect", async move {
+            rules.keep(stop).await;
+            Ok(())
+        });
+    }
+    let stop = shutdown.clone();
+    parts.add("following the objects of this node", {
+        let published = published.clone();
+        async move { Ok(node::run(follow, source, published, synced, stop).await?) }
+    });
+    parts.add("the endpoint", async move {
+        serve(listener, Kernel, broker, ServerConfig::default(), shutdown).await;
+        Ok(())
+    });
+    parts.run().await
+}
+
+/// All addresses that are the node's own: no pod's.
+fn own_addresses(address: std::net::Ipv4Addr) -> anyhow::Result<Vec<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs().context("the addresses of this node cannot be read")?;
+    let mut all: BTreeSet<IpAddr> = interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+        })
+        .collect();
+    all.insert(address.into());
+    Ok(all.into_iter().collect())
+}
+
+fn missing(synced: bool, rules: Option<State>) -> Vec<String> {
+    let mut missing = Vec::new();
+    if !synced {
+        missing.push("the pods, assignments and bindings of this node were not listed yet".to_owned());
+    }
+    if let Some(state) = rules.filter(|state| !state.installed) {
+        let why = state.last_error.map_or(String::new(), |error| format!(": {error}"));
+        missing.push(format!("the redirect is not in force{why}"));
+    }
+    missing
+}

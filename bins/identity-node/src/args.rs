@@ -1,0 +1,233 @@
+//! The command line.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use clap::{Parser, ValueEnum};
+use http::Uri;
+use identity_broker::{AuthorityHosts, DEFAULT_HOSTS, OnAuditFailure};
+use identity_netfilter::Backend;
+use identity_process::{LogArgs, SourceArgs};
+
+/// Answers the managed-identity endpoint for the pods of one node.
+///
+/// Redirects what pods send to http://169.254.169.254 to itself, finds the pod by its address, and answers with a token of
+/// the identity that is assigned to it. The rules stay when it stops: pods then get "connection refused", never the node's
+/// own identities.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "identity-node", version, after_help = AFTER)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+
+    #[command(flatten)]
+    pub(crate) netfilter: NetfilterArgs,
+
+    #[command(flatten)]
+    pub(crate) tokens: TokenArgs,
+
+    /// Address of /healthz and /readyz
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8085",
+        help_heading = "Probes and metrics",
+        env = "ENTRA_POD_IDENTITY_PROBE_ADDRESS"
+    )]
+    pub(crate) probe_address: SocketAddr,
+
+    /// Address of /metrics
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9090",
+        help_heading = "Probes and metrics",
+        env = "ENTRA_POD_IDENTITY_METRICS_ADDRESS"
+    )]
+    pub(crate) metrics_address: SocketAddr,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+const AFTER: &str = "\
+Each flag can be given as an environment variable: its name in capitals after ENTRA_POD_IDENTITY_, such as
+ENTRA_POD_IDENTITY_HOLD=2s; --node-name and --node-address also as NODE_NAME and NODE_IP. The system's trust roots are
+used for Entra; SSL_CERT_FILE or SSL_CERT_DIR name others.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT (or rules removed), 1 failed (the last line says why), 2 wrong flags.";
+
+/// Which node, and where it listens.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Node")]
+pub(crate) struct NodeArgs {
+    /// Name of the node as in spec.nodeName of its pods
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", required_unless_present = "remove_rules")]
+    pub(crate) node_name: Option<String>,
+
+    /// IPv4 address of the node: where the redirect leads, and the only one it listens on (not a loopback address)
+    #[arg(long, value_name = "IPV4", env = "NODE_IP", required_unless_present = "remove_rules")]
+    pub(crate) node_address: Option<Ipv4Addr>,
+
+    /// Port on that address; whatever was not redirected there is refused
+    #[arg(
+        long, value_name = "PORT", default_value_t = 2579, env = "ENTRA_POD_IDENTITY_PORT",
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub(crate) port: u16,
+
+    /// Let bindings of every namespace count, as the archived predecessor did; must agree with the controller
+    #[arg(long, env = "ENTRA_POD_IDENTITY_CLUSTER_WIDE_MATCHING")]
+    pub(crate) cluster_wide_matching: bool,
+}
+
+/// How the redirect is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NetfilterChoice {
+    /// Whichever of the others this node's own rules are in
+    Auto,
+    /// A table of its own through nft
+    Nft,
+    /// Chains through iptables-nft
+    IptablesNft,
+    /// Chains through iptables-legacy
+    IptablesLegacy,
+    /// No rules: somebody else redirects (the kernel must know the original destination)
+    None,
+}
+
+impl NetfilterChoice {
+    /// None: to be detected, or no rules at all.
+    pub(crate) const fn backend(self) -> Option<Backend> {
+        match self {
+            Self::Nft => Some(Backend::Nft),
+            Self::IptablesNft => Some(Backend::IptablesNft),
+            Self::IptablesLegacy => Some(Backend::IptablesLegacy),
+            Self::Auto | Self::None => None,
+        }
+    }
+}
+
+/// The redirect.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Redirect")]
+pub(crate) struct NetfilterArgs {
+    /// How the redirect is made
+    #[arg(long, value_name = "BACKEND", default_value = "auto", env = "ENTRA_POD_IDENTITY_NETFILTER")]
+    pub(crate) netfilter: NetfilterChoice,
+
+    /// Take this program's rules away, nothing else, and exit. From then on pods reach the node's own endpoint directly
+    #[arg(long)]
+    pub(crate) remove_rules: bool,
+}
+
+/// What happens to an audit record that cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AuditFailure {
+    /// No token without its record
+    Deny,
+    /// The token leaves all the same
+    Allow,
+}
+
+impl From<AuditFailure> for OnAuditFailure {
+    fn from(choice: AuditFailure) -> Self {
+        match choice {
+            AuditFailure::Deny => Self::Deny,
+            AuditFailure::Allow => Self::Allow,
+        }
+    }
+}
+
+/// Where tokens come from.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Tokens")]
+pub(crate) struct TokenArgs {
+    /// The node's own metadata endpoint, for managed identities
+    #[arg(
+        long, value_name = "URL", default_value = "http://169.254.169.254", value_parser = metadata_endpoint,
+        env = "ENTRA_POD_IDENTITY_METADATA_ENDPOINT"
+    )]
+    pub(crate) metadata_endpoint: Uri,
+
+    /// Hosts that credentials may be sent to, whatever spec.adEndpoint of an identity says: HOST or HOST:PORT
+    #[arg(
+        long, value_name = "HOST,…", value_delimiter = ',', default_values = DEFAULT_HOSTS, num_args = 1..,
+        env = "ENTRA_POD_IDENTITY_AUTHORITY_HOSTS"
+    )]
+    authority_hosts: Vec<String>,
+
+    /// How long a request waits for an address that no pod has yet, or for an assignment that is to come (at most 60s)
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = hold, env = "ENTRA_POD_IDENTITY_HOLD")]
+    pub(crate) hold: Duration,
+
+    /// What happens to a token whose audit record cannot be written
+    #[arg(long, value_name = "POLICY", default_value = "deny", env = "ENTRA_POD_IDENTITY_AUDIT_ON_FAILURE")]
+    pub(crate) audit_on_failure: AuditFailure,
+}
+
+impl TokenArgs {
+    pub(crate) fn authority_hosts(&self) -> AuthorityHosts {
+        AuthorityHosts::new(&self.authority_hosts)
+    }
+}
+
+fn hold(text: &str) -> Result<Duration, String> {
+    let hold: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}; write 5s or 500ms"))?;
+    let most = Duration::from_mins(1);
+    Duration::try_from(hold).ok().filter(|hold| *hold <= most).ok_or_else(|| "from 0s to 60s".to_owned())
+}
+
+fn metadata_endpoint(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}"))?;
+    let plain = uri.path_and_query().is_none_or(|path| path.as_str() == "/");
+    if uri.scheme_str() != Some("http") || uri.host().is_none() || !plain {
+        return Err("http://HOST[:PORT], nothing after it".to_owned());
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    const NODE: [&str; 5] = ["identity-node", "--node-name", "n", "--node-address", "10.42.0.1"];
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+        let args = Args::try_parse_from(NODE).unwrap();
+        assert_eq!(args.tokens.hold, Duration::from_secs(5));
+        assert_eq!(args.tokens.authority_hosts, DEFAULT_HOSTS);
+        let args =
+            Args::try_parse_from(NODE.iter().chain(&["--authority-hosts", "a,b:8443", "--hold", "250ms"])).unwrap();
+        assert_eq!(args.tokens.authority_hosts, ["a", "b:8443"]);
+        assert_eq!(args.tokens.hold, Duration::from_millis(250));
+        assert!(Args::try_parse_from(["identity-node", "--remove-rules"]).unwrap().netfilter.remove_rules);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for flags in [
+            &["--port", "0"][..],
+            &["--hold", "2m"],
+            &["--hold", "-1s"],
+            &["--metadata-endpoint", "https://169.254.169.254"],
+            &["--metadata-endpoint", "http://169.254.169.254/metadata"],
+            &["--node-address", "::1"],
+            &["--netfilter", "ebtables"],
+            &["--manifests", "m"],
+        ] {
+            let error = Args::try_parse_from(NODE.iter().chain(flags)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{flags:?}");
+        }
+        assert!(Args::try_parse_from(["identity-node"]).is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! What the two daemons share around their libraries: clocks, logs, probes, signals, and where objects come from.
+//!
+//! This is the edge: what the libraries may not do (read clocks and the environment, install a logger) is done here, once.
+//!
+//! ```
+//! use clap::Parser as _;
+//! use identity_process::{LogArgs, SourceArgs};
+//!
+//! #[derive(clap::Parser)]
+//! struct Args {
+//!     #[command(flatten)]
+//!     source: SourceArgs,
+//!     #[command(flatten)]
+//!     log: LogArgs,
+//! }
+//!
+//! let args = Args::try_parse_from(["daemon", "--manifests", "examples/demo", "--state-dir", "state"]).unwrap();
+//! assert!(args.source.is_manifests());
+//! ```
+
+mod clock;
+mod logs;
+mod observer;
+mod probe;
+mod signals;
+mod source;
+mod start;
+
+pub use clock::{SystemClock, now};
+pub use logs::{Format, LogArgs};
+pub use observer::RuntimeMetrics;
+pub use probe::{Answer, Probes};
+pub use signals::{Supervisor, shutdown_on_signal};
+pub use source::SourceArgs;
+pub use start::{VERSION, run};

@@ -1,0 +1,55 @@
+//! The log on standard error: text for people, JSON for machines.
+
+use std::io::{self, IsTerminal as _};
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// One line for a person.
+    Text,
+    /// One JSON object in each line.
+    Json,
+}
+
+/// Flags of the log.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Log (standard error)")]
+pub struct LogArgs {
+    /// Lines for people, or JSON objects
+    #[arg(long, value_name = "FORMAT", default_value = "text", env = "ENTRA_POD_IDENTITY_LOG_FORMAT")]
+    pub log_format: Format,
+    /// error, warn, info, debug, trace; or by module: info,identity_broker=debug. Audit records have the target `audit`
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "ENTRA_POD_IDENTITY_LOG_LEVEL", value_parser = filter)]
+    pub log_level: String,
+}
+
+fn filter(text: &str) -> Result<String, ParseError> {
+    EnvFilter::builder().parse(text).map(|_| text.to_owned())
+}
+
+impl LogArgs {
+    /// Makes this the log of the process. Once.
+    pub fn install(&self) {
+        // The kube client says each request at info and each failure that is ours to judge at error.
+        let filter = EnvFilter::new(format!("kube=off,hyper_util=warn,{}", self.log_level));
+        let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_target(true);
+        match self.log_format {
+            Format::Json => log.json().flatten_event(true).init(),
+            Format::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_is_none_is_refused() {
+        assert!(filter("info,identity_broker=debug").is_ok());
+        assert!(filter("identity_broker=loud").is_err());
+    }
+}

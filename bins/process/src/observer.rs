@@ -1,0 +1,101 @@
+//! What the runtime tells, counted.
+
+use std::time::Duration;
+
+use identity_core::runtime::observe::{Observer, WriteOutcome};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabel {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+/// Metrics of `identity_core::runtime`. Labels are kinds of objects and outcomes: bounded.
+#[derive(Debug)]
+pub struct RuntimeMetrics {
+    writes: Family<WriteLabel, Counter>,
+    relists: Family<KindLabel, Counter>,
+    watch_failures: Family<KindLabel, Counter>,
+    plan: Histogram,
+    waiting: Gauge,
+    under_way: Gauge,
+    leading: Gauge,
+    problems: Gauge,
+}
+
+impl RuntimeMetrics {
+    /// Registered in `registry`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            writes: Family::default(),
+            relists: Family::default(),
+            watch_failures: Family::default(),
+            plan: Histogram::new([0.0001, 0.0005, 0.002, 0.01, 0.05, 0.2, 1.0]),
+            waiting: Gauge::default(),
+            under_way: Gauge::default(),
+            leading: Gauge::default(),
+            problems: Gauge::default(),
+        };
+        registry.register("writes", "Writes by kind and outcome", metrics.writes.clone());
+        registry.register("watch_relists", "Complete lists taken in, by kind", metrics.relists.clone());
+        registry.register("watch_failures", "Watches that failed and were tried again", metrics.watch_failures.clone());
+        registry.register_with_unit("plan_duration", "Time to plan", Unit::Seconds, metrics.plan.clone());
+        registry.register("actions_waiting", "Actions that wait", metrics.waiting.clone());
+        registry.register("actions_under_way", "Actions under way", metrics.under_way.clone());
+        registry.register("leading", "Whether this process holds the lease", metrics.leading.clone());
+        registry.register("manifest_problems", "Problems of the manifests now", metrics.problems.clone());
+        metrics
+    }
+}
+
+fn gauge(gauge: &Gauge, value: usize) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+impl Observer for RuntimeMetrics {
+    fn wrote(&self, kind: &'static str, outcome: WriteOutcome) {
+        let outcome = match outcome {
+            WriteOutcome::Done => "done",
+            WriteOutcome::Conflict => "conflict",
+            WriteOutcome::Failed => "failed",
+            WriteOutcome::Fenced => "fenced",
+            WriteOutcome::Dropped => "dropped",
+        };
+        self.writes.get_or_create(&WriteLabel { kind, outcome }).inc();
+    }
+
+    fn planned(&self, took: Duration, _actions: usize) {
+        self.plan.observe(took.as_secs_f64());
+    }
+
+    fn queue(&self, waiting: usize, under_way: usize) {
+        gauge(&self.waiting, waiting);
+        gauge(&self.under_way, under_way);
+    }
+
+    fn leading(&self, leading: bool) {
+        gauge(&self.leading, leading.into());
+    }
+
+    fn relisted(&self, kind: &'static str) {
+        self.relists.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    fn watch_failed(&self, kind: &'static str) {
+        self.watch_failures.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    fn problems(&self, count: usize) {
+        gauge(&self.problems, count);
+    }
+}

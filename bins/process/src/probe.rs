@@ -1,0 +1,205 @@
+//! `/healthz`, `/readyz` and `/metrics`: a small server that answers from memory.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+/// Connections at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 32;
+/// For the head of a request, and the longest a connection may take in all.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The answer to a probe: why it is not so, one reason in a line. No reasons: 200.
+pub type Answer = Vec<String>;
+
+/// What is asked.
+#[derive(Clone)]
+pub struct Probes {
+    /// Not yet ready because…
+    pub ready: Arc<dyn Fn() -> Answer + Send + Sync>,
+    /// What is counted.
+    pub registry: Arc<Registry>,
+}
+
+impl std::fmt::Debug for Probes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Probes")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Serve {
+    Probes,
+    Metrics,
+}
+
+impl Probes {
+    /// Listens for probes and for metrics and serves both until `shutdown`. One listener serves both when the addresses
+    /// are the same.
+    pub async fn listen(
+        self,
+        probes: SocketAddr,
+        metrics: SocketAddr,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
+        let same = probes == metrics && probes.port() != 0;
+        let first = bind("--probe-address", probes, "probes").await?;
+        let second = if same { None } else { Some(bind("--metrics-address", metrics, "metrics").await?) };
+        let all: &'static [Serve] = &[Serve::Probes, Serve::Metrics];
+        Ok(async move {
+            let one = serve(first, if same { all } else { &all[..1] }, self.clone(), shutdown.clone());
+            match second {
+                None => one.await,
+                Some(listener) => {
+                    tokio::join!(one, serve(listener, &all[1..], self.clone(), shutdown.clone()));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn answer(&self, serves: &[Serve], method: &Method, path: &str) -> Response<Full<Bytes>> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        let (status, kind, body) = match path {
+            "/healthz" | "/readyz" | "/metrics" if method != Method::GET && method != Method::HEAD => {
+                (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned())
+            }
+            // The process answers: its runtime is not stuck.
+            "/healthz" if serves.contains(&Serve::Probes) => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+            "/readyz" if serves.contains(&Serve::Probes) => {
+                let missing = (self.ready)();
+                if missing.is_empty() {
+                    (StatusCode::OK, TEXT, "ok\n".to_owned())
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, TEXT, missing.join("\n") + "\n")
+                }
+            }
+            "/metrics" if serves.contains(&Serve::Metrics) => {
+                let mut text = String::new();
+                match encode(&mut text, &self.registry) {
+                    Ok(()) => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
+                    Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+                }
+            }
+            _ => {
+                let known = serves.iter().map(|serve| match serve {
+                    Serve::Probes => "/healthz, /readyz",
+                    Serve::Metrics => "/metrics",
+                });
+                (StatusCode::NOT_FOUND, TEXT, format!("here: {}\n", known.collect::<Vec<_>>().join(", ")))
+            }
+        };
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+        response
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("{flag} {address}"))?;
+    let address = listener.local_addr().with_context(|| format!("{flag} {address}"))?;
+    info!(%address, "{what}");
+    Ok(listener)
+}
+
+async fn serve(listener: TcpListener, serves: &'static [Serve], probes: Probes, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let work = async {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, or the peer has gone: neither may make it spin.
+                    debug!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            };
+            let probes = probes.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let answer = probes.answer(serves, request.method(), request.uri().path());
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                let mut http = http1::Builder::new();
+                http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+                let connection = http.serve_connection(TokioIo::new(stream), service);
+                // Probes come again: a connection that lives long is no use to anybody.
+                if let Ok(Err(error)) = tokio::time::timeout(6 * PATIENCE, connection).await {
+                    debug!(%error, "a probe's connection");
+                }
+                drop(place);
+            });
+        }
+    };
+    shutdown.run_until_cancelled(work).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    fn probes(missing: &'static [&'static str]) -> Probes {
+        let mut registry = Registry::default();
+        let counter: Counter = Counter::default();
+        registry.register("things", "Things", counter.clone());
+        counter.inc();
+        let ready = Arc::new(move || missing.iter().map(|&why| why.to_owned()).collect());
+        Probes { ready, registry: Arc::new(registry) }
+    }
+
+    #[test]
+    fn each_listener_serves_its_own() {
+        let both = &[Serve::Probes, Serve::Metrics];
+        let ask =
+            |probes: &Probes, serves: &[Serve], path: &str| probes.answer(serves, &Method::GET, path).status().as_u16();
+        let (ready, not) = (probes(&[]), probes(&["the rules are not installed"]));
+        for (serves, path, expected) in [
+            (&both[..1], "/healthz", 200),
+            (&both[..1], "/readyz", 200),
+            (&both[..1], "/metrics", 404),
+            (&both[1..], "/metrics", 200),
+            (&both[1..], "/healthz", 404),
+            (&both[..], "/metrics", 200),
+            (&both[..], "/", 404),
+        ] {
+            assert_eq!(ask(&ready, serves, path), expected, "{path}");
+        }
+        assert_eq!(ask(&not, both, "/readyz"), 503);
+        assert_eq!(ask(&not, both, "/healthz"), 200);
+        assert_eq!(ready.answer(both, &Method::POST, "/readyz").status(), 405);
+    }
+
+    #[tokio::test]
+    async fn answers_over_a_connection_and_stops() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, &[Serve::Metrics], probes(&[]), shutdown.clone()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200") && text.contains("things_total 1"), "{text}");
+        shutdown.cancel();
+        server.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}

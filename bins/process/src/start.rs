@@ -1,0 +1,32 @@
+//! From `main` to the work and back to an exit code.
+
+use std::{future::Future, io::Write as _, process::ExitCode};
+
+use crate::LogArgs;
+
+/// What `--version` says.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Installs the log and runs `work` on a runtime with `threads` worker threads. A failure is the last line on standard
+/// error and exit code 1. (Wrong flags are clap's, exit code 2.)
+pub fn run(log: &LogArgs, threads: usize, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    log.install();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(1)).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(work);
+            // What still blocks (a file that hangs) must not hold up the exit.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to be told when standard error is closed.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
