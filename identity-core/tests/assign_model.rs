@@ -101,7 +101,11 @@ struct World {
     flying: Vec<Action>,
     /// Assignments that a fault or a person made unpredictable: for the others no write may be needless.
     disturbed: BTreeSet<ObjectKey>,
-    /// Nothing at all was disturbed.
+    /// Until when what failed is held back.
+    failed: BTreeMap<ObjectKey, Timestamp>,
+    /// Since when what was refused waits for news of the object, and of which objects there were news since the plan.
+    refused: BTreeMap<ObjectKey, Timestamp>,
+    news: BTreeSet<ObjectKey>,
     writes: usize,
 }
 
@@ -142,6 +146,9 @@ impl World {
             told_bindings: BTreeMap::new(),
             flying: Vec::new(),
             disturbed: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            news: BTreeSet::new(),
             writes: 0,
         }
     }
@@ -214,9 +221,16 @@ impl World {
             Event::BindingDeleted(key) => {
                 self.told_bindings.remove(key);
             }
-            _ => {}
+            Event::Assigned(object) => self.hear_of(assigned_key(object)),
+            Event::AssignedDeleted { key, .. } => self.hear_of(key.clone()),
+            Event::Relist(_) => {}
         }
         self.index.apply(event);
+    }
+
+    fn hear_of(&mut self, key: ObjectKey) {
+        self.refused.remove(&key);
+        self.news.insert(key);
     }
 
     fn relist(&mut self, kind: u8) {
@@ -234,7 +248,11 @@ impl World {
                 self.told_bindings = self.bindings.clone();
                 Relist::Bindings(self.bindings.values().cloned().collect())
             }
-            _ => Relist::Assigned(self.assigned.values().cloned().collect()),
+            _ => {
+                self.refused.clear();
+                self.news.extend(self.flying.iter().map(target));
+                Relist::Assigned(self.assigned.values().cloned().collect())
+            }
         };
         self.index.apply(Event::Relist(list));
     }
@@ -434,6 +452,16 @@ impl World {
         for action in actions {
             let key = target(&action);
             assert!(self.flying.iter().all(|a| target(a) != key), "{key} is under way twice");
+            let retry_at = self.failed.remove(&key).unwrap_or(self.now);
+            assert!(self.now >= retry_at, "{key} failed and is held back until {retry_at}");
+            if let Some(since) = self.refused.remove(&key) {
+                let waited = self.now.duration_since(since);
+                assert!(
+                    waited >= SignedDuration::from_secs(30),
+                    "{key} was refused, and nothing was heard of it since"
+                );
+            }
+            self.news.remove(&key);
             self.flying.push(action);
         }
     }
@@ -441,7 +469,11 @@ impl World {
     /// What the server makes of an action, and what is heard of that.
     fn execute(&mut self, action: &Action, fate: u8) {
         let key = target(action);
-        let failed = Outcome::Failed { retry_at: self.now + SignedDuration::from_secs(3) };
+        let retry_at = self.now + SignedDuration::from_secs(3);
+        let failed = Outcome::Failed { retry_at };
+        if fate <= 1 {
+            self.failed.insert(key.clone(), retry_at);
+        }
         if fate == 0 {
             return self.index.done(action, failed);
         }
@@ -491,6 +523,9 @@ impl World {
         if fate == 1 {
             self.disturbed.insert(key);
             return self.index.done(action, failed);
+        }
+        if matches!(outcome, Outcome::Conflict) && !self.news.contains(&key) {
+            self.refused.insert(key, self.now);
         }
         self.index.done(action, outcome);
     }

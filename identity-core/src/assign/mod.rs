@@ -85,8 +85,8 @@ pub struct Index {
     observed: HashMap<ObjectKey, Observed>,
     /// The same by the name of the pod they are for.
     by_pod: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
-    /// Objects that were deleted at our request, until the watch says so too.
-    buried: HashMap<ObjectKey, String>,
+    /// UIDs of objects that were deleted at our request, until the watch says so too.
+    buried: HashMap<ObjectKey, Vec<String>>,
     /// Since when an assignment's pod is known to be gone.
     orphans: HashMap<ObjectKey, Timestamp>,
     /// Assignments to compare at the next plan.

@@ -1,7 +1,7 @@
 //! Assignments as they are on the server: what the watch says, joined with the answers to our own writes, which may arrive
 //! before it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use identity_crd::AzureAssignedIdentity;
 
@@ -65,7 +65,7 @@ impl Index {
         let key = key_of(&object.metadata);
         let seen = Observed::from(object);
         // A late word of something that was deleted at our request.
-        if self.buried.get(&key).is_some_and(|uid| *uid == seen.version.uid) && !seen.deleting {
+        if self.buried.get(&key).is_some_and(|uids| uids.contains(&seen.version.uid)) && !seen.deleting {
             return;
         }
         if self.observed.get(&key).is_some_and(|held| older(&seen.version, &held.version)) {
@@ -81,8 +81,11 @@ impl Index {
     }
 
     pub(super) fn observe_deleted(&mut self, key: &ObjectKey, uid: Option<&str>) {
-        if uid.is_none_or(|uid| self.buried.get(key).is_some_and(|buried| *buried == uid)) {
-            self.buried.remove(key);
+        if let Some(uids) = self.buried.get_mut(key) {
+            uids.retain(|buried| uid.is_some_and(|uid| uid != buried));
+            if uids.is_empty() {
+                self.buried.remove(key);
+            }
         }
         self.release(key);
         if uid.is_none_or(|uid| self.observed.get(key).is_some_and(|held| held.version.uid == uid)) {
@@ -92,11 +95,17 @@ impl Index {
     }
 
     pub(super) fn observe_all(&mut self, objects: &[AzureAssignedIdentity]) {
-        let listed: HashSet<ObjectKey> = objects.iter().map(|o| key_of(&o.metadata)).collect();
+        let uids: HashMap<ObjectKey, Option<&String>> =
+            objects.iter().map(|o| (key_of(&o.metadata), o.metadata.uid.as_ref())).collect();
+        // A list that is older than a deletion has the object still; of what it lacks no late word can come.
+        self.buried.retain(|key, buried| {
+            buried.retain(|uid| uids.get(key) == Some(&Some(uid)));
+            !buried.is_empty()
+        });
+        let listed: HashSet<ObjectKey> = uids.into_keys().collect();
         for key in gone(self.observed.keys(), &listed) {
             self.observe_deleted(&key, None);
         }
-        self.buried.retain(|key, _| listed.contains(key));
         // What waits for a newer version of something that the list does not have has waited long enough.
         for key in gone(self.holds.keys(), &listed) {
             self.release(&key);
@@ -111,7 +120,7 @@ impl Index {
     pub(super) fn bury(&mut self, key: &ObjectKey, uid: &str) {
         if self.observed.get(key).is_some_and(|held| held.version.uid == uid) {
             self.forget_observed(key);
-            self.buried.insert(key.clone(), uid.to_owned());
+            self.buried.entry(key.clone()).or_default().push(uid.to_owned());
         }
     }
 
