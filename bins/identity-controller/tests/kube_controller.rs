@@ -1,0 +1,486 @@
+//! The controller on a real control plane: what it writes, how often, and what it leaves alone. What it asked for is counted in
+//! the API server's own audit log.
+//!
+//! One control plane for all of it, since each takes seconds to start; the parts keep to namespaces of their own. Needs
+//! `KUBEBUILDER_ASSETS`.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+#![allow(dead_code, reason = "each target uses a part of the helpers")]
+
+mod support;
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::{
+    COLLECTOR, CONTROLLER, assets,
+    cluster::{Cluster, OURS, managed, path, principal},
+    controller::Controller,
+    eventually, part, until,
+};
+use tokio::time::Instant;
+
+/// Long enough for a busy machine, short enough to wait for after a kill.
+const LEASE: &str = "3s";
+
+/// What a cluster had before: objects that the rules of today would refuse, and assignments of others.
+const OLD: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: change}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: bad}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureAssignedIdentity
+metadata: {name: foreign, namespace: change, labels: {nodename: node-1}, finalizers: [azureassignedidentity.finalizers.aadpodidentity.k8s.io]}
+spec: {pod: p, podNamespace: change, nodename: node-1}
+status: {status: Assigned}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureAssignedIdentity
+metadata: {name: charted, namespace: change, labels: {nodename: node-1, app.kubernetes.io/managed-by: Helm}}
+spec: {pod: gone, podNamespace: change, nodename: node-1}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureIdentity
+metadata: {name: no-spec, namespace: bad}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureIdentity
+metadata: {name: odd, namespace: bad}
+spec: {type: zero}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureIdentityBinding
+metadata: {name: no-spec, namespace: bad}
+---
+apiVersion: aadpodidentity.k8s.io/v1
+kind: AzureIdentityBinding
+metadata: {name: odd, namespace: bad}
+spec: {azureIdentity: good, selector: {not: a-word}}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controller() {
+    let mut cluster = part("control plane", Cluster::start(OLD)).await;
+    let foreign = foreign(&cluster).await;
+    let kubeconfig = cluster.plane.kubeconfig_for(CONTROLLER, &[]).unwrap();
+    let directory = cluster.work.path().to_owned();
+    let start = async |holder: &str| Controller::start(&directory, &kubeconfig, holder, LEASE).await;
+    let first = part("first start", start("first")).await;
+
+    part("1 one write in a pod's life", one_write_in_a_pods_life(&cluster)).await;
+    part("2 changes", changes(&cluster)).await;
+    part("3 garbage collection", garbage_collection(&cluster)).await;
+    part("8 bad objects", bad_objects(&cluster, &first)).await;
+    let second =
+        part("5 restart after SIGTERM", restart(&cluster, first, Signal::SIGTERM, async || start("second").await));
+    let second = second.await;
+    let mut third =
+        part("5 restart after SIGKILL", restart(&cluster, second, Signal::SIGKILL, async || start("third").await))
+            .await;
+    part("4 relist after 410", relist(&mut cluster, &mut third)).await;
+    part("7 outage", outage(&mut cluster, &mut third)).await;
+
+    assert_eq!(self::foreign(&cluster).await, foreign, "objects of others were touched");
+    let writes = cluster.writes(0).await;
+    assert!(writes.iter().all(|event| !["foreign", "charted"].contains(&event.name.as_str())), "{writes:?}");
+    let refused: Vec<_> =
+        writes.iter().filter(|event| event.code >= 400 && ![404, 409].contains(&event.code)).collect();
+    assert!(refused.is_empty(), "RBAC, the schema or the policy refuses what the controller does: {refused:?}");
+    third.stop().await;
+    cluster.plane.stop().await;
+}
+
+async fn foreign(cluster: &Cluster) -> Vec<Value> {
+    let mut all = cluster.assignments("change").await;
+    all.retain(|object| object["metadata"]["labels"].get(OURS).is_none_or(|by| by == "Helm"));
+    assert_eq!(all.len(), 2);
+    all
+}
+
+/// A pod is created, scheduled, runs, changes, is deleted: one write for its assignment, whatever kind of identity.
+async fn one_write_in_a_pods_life(cluster: &Cluster) {
+    cluster.namespace("life").await;
+    let mark = cluster.mark().await;
+    let long = format!("web-{}", "0123456789".repeat(10));
+    let pods = [("managed", "web-0", managed("one")), ("principal", long.as_str(), principal(1))];
+    for (kind, pod, spec) in &pods {
+        cluster.identity("life", kind, spec).await;
+        cluster.binding("life", &format!("{kind}-binding-{}", "y".repeat(60)), kind, kind).await;
+        cluster.pod("life", pod, kind, None).await;
+    }
+    cluster.settle().await;
+    assert!(cluster.assignments("life").await.is_empty(), "a pod without a node is nobody's");
+
+    let mut versions = Vec::new();
+    for (kind, pod, spec) in &pods {
+        cluster.schedule("life", pod, "node-1").await;
+        let assigned = cluster.assigned("life", pod).await;
+        let uid = cluster.get(&path("pods", "life", pod)).await.unwrap()["metadata"]["uid"].clone();
+        check(&assigned, pod, &uid, kind, spec);
+        versions.push(assigned["metadata"]["resourceVersion"].clone());
+    }
+    for (_, pod, _) in &pods {
+        cluster.running("life", pod).await;
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        cluster.patch(&format!("{}/status", path("pods", "life", pod)), &ready).await;
+        cluster.patch(&path("pods", "life", pod), &json!({"metadata": {"annotations": {"seen": "yes"}}})).await;
+    }
+    cluster.settle().await;
+    for ((_, pod, _), version) in pods.iter().zip(versions) {
+        assert_eq!(cluster.assigned("life", pod).await["metadata"]["resourceVersion"], version, "written again");
+        cluster.delete(&path("pods", "life", pod)).await;
+        cluster.unassigned("life", pod).await;
+    }
+    cluster.settle().await;
+
+    let writes = cluster.writes(mark).await;
+    let writes: Vec<_> = writes.iter().filter(|event| event.resource == "azureassignedidentities").collect();
+    assert_eq!(writes.len(), pods.len(), "one for each pod: {writes:?}");
+    for write in writes {
+        assert_eq!((write.verb.as_str(), write.code), ("patch", 201), "{write:?}");
+        assert!(write.uri.contains("fieldManager=entra-pod-identity"), "{write:?}");
+    }
+}
+
+fn check(assigned: &Value, pod: &str, uid: &Value, identity: &str, spec: &Value) {
+    let meta = &assigned["metadata"];
+    let name = meta["name"].as_str().unwrap();
+    assert!(name.len() <= 63 && name.starts_with(&pod[..5]), "{name}");
+    assert_eq!(meta["labels"], json!({"nodename": "node-1", OURS: "entra-pod-identity"}));
+    let owners = meta["ownerReferences"].as_array().unwrap();
+    assert_eq!(owners.len(), 1);
+    assert_eq!((&owners[0]["kind"], &owners[0]["name"], &owners[0]["uid"]), (&json!("Pod"), &json!(pod), uid));
+    assert!(meta.get("finalizers").is_none(), "{meta}");
+    let managers = meta["managedFields"].as_array().unwrap();
+    assert_eq!(managers.len(), 1, "{managers:?}");
+    assert_eq!((&managers[0]["manager"], &managers[0]["operation"]), (&json!("entra-pod-identity"), &json!("Apply")));
+    let said = &assigned["spec"];
+    assert_eq!((&said["pod"], &said["podNamespace"], &said["podUID"]), (&json!(pod), &json!("life"), uid));
+    assert_eq!(said["nodename"], "node-1");
+    assert_eq!(said["azureIdentityRef"]["metadata"]["name"], identity);
+    assert_eq!(&said["azureIdentityRef"]["spec"], spec);
+    assert!(said["azureBindingRef"]["metadata"]["uid"].is_string(), "{said}");
+    assert_eq!(assigned["status"]["status"], "Assigned");
+}
+
+/// What people change is followed, with the one write that it takes.
+async fn changes(cluster: &Cluster) {
+    let ns = "change";
+    for (name, client) in [("a", 1), ("b", 2)] {
+        cluster.identity(ns, name, &principal(client)).await;
+    }
+    cluster.binding(ns, "bind", "a", "s").await;
+    cluster.pod(ns, "p", "s", Some("node-1")).await;
+    let first = cluster.assigned(ns, "p").await;
+    let uid = &first["metadata"]["uid"];
+    let binding = path("azureidentitybindings", ns, "bind");
+    let refers = async |pointer: &str, value: &str| {
+        until(&format!("{pointer} to be {value}"), async || {
+            let assigned = cluster.assignment(ns, "p").await?;
+            (assigned.pointer(pointer)? == value).then_some(assigned)
+        })
+        .await
+    };
+
+    // In place: the same object, never deleted.
+    let mark = cluster.mark().await;
+    cluster.patch(&binding, &json!({"spec": {"azureIdentity": "b"}})).await;
+    let swapped = refers("/spec/azureIdentityRef/metadata/name", "b").await;
+    assert_eq!((&swapped["metadata"]["uid"], &swapped["spec"]["azureIdentityRef"]["spec"]), (uid, &principal(2)));
+    cluster.patch(&path("azureidentities", ns, "b"), &json!({"spec": {"clientID": principal(3)["clientID"]}})).await;
+    let client = principal(3)["clientID"].as_str().unwrap().to_owned();
+    let edited = refers("/spec/azureIdentityRef/spec/clientID", &client).await;
+    assert_eq!(&edited["metadata"]["uid"], uid);
+    assert_eq!(cluster.assignment_writes(mark, ns).await, ["patch 200", "patch 200"]);
+
+    // What does not matter is not written.
+    let mark = cluster.mark().await;
+    for (plural, name) in [("azureidentities", "b"), ("azureidentitybindings", "bind")] {
+        let noise = json!({"metadata": {"labels": {"team": "x"}, "annotations": {"note": "y"}}});
+        cluster.patch(&path(plural, ns, name), &noise).await;
+    }
+    cluster.settle().await;
+    assert!(cluster.assignment_writes(mark, ns).await.is_empty());
+
+    // Selected no more, and again; by the binding, then by the pod.
+    for (change, undo, target) in [
+        (json!({"spec": {"selector": "other"}}), json!({"spec": {"selector": "s"}}), binding.clone()),
+        (
+            json!({"metadata": {"labels": {"aadpodidbinding": null}}}),
+            json!({"metadata": {"labels": {"aadpodidbinding": "s"}}}),
+            path("pods", ns, "p"),
+        ),
+    ] {
+        let mark = cluster.mark().await;
+        cluster.patch(&target, &change).await;
+        cluster.unassigned(ns, "p").await;
+        cluster.patch(&target, &undo).await;
+        cluster.assigned(ns, "p").await;
+        assert_eq!(cluster.assignment_writes(mark, ns).await, ["delete 200", "patch 201"]);
+    }
+
+    // Somebody deletes it: made again, once.
+    let before = cluster.assigned(ns, "p").await;
+    let mark = cluster.mark().await;
+    cluster.delete(&path("azureassignedidentities", ns, before["metadata"]["name"].as_str().unwrap())).await;
+    eventually("it to be made again", async || {
+        cluster.assignment(ns, "p").await.is_some_and(|now| now["metadata"]["uid"] != before["metadata"]["uid"])
+    })
+    .await;
+    // The binding goes, and comes back as another.
+    cluster.delete(&binding).await;
+    cluster.unassigned(ns, "p").await;
+    cluster.settle().await;
+    assert_eq!(cluster.assignment_writes(mark, ns).await, ["patch 201", "delete 200"]);
+    cluster.binding(ns, "bind", "a", "s").await;
+    let last = cluster.assigned(ns, "p").await;
+    assert_ne!(last["metadata"]["name"], first["metadata"]["name"], "another binding, another name");
+}
+
+/// A pod goes: the cluster's own garbage collector removes what it owned.
+async fn garbage_collection(cluster: &Cluster) {
+    let ns = "collect";
+    cluster.namespace(ns).await;
+    cluster.identity(ns, "i", &principal(1)).await;
+    cluster.binding(ns, "b", "i", "s").await;
+    cluster.pod(ns, "p", "s", Some("node-1")).await;
+    let assigned = cluster.assigned(ns, "p").await;
+    let name = assigned["metadata"]["name"].as_str().unwrap();
+    let mark = cluster.mark().await;
+    // Terminating: still served, still assigned.
+    let pod = path("pods", ns, "p");
+    cluster.send(http::Method::DELETE, &pod, Some(&json!({"gracePeriodSeconds": 600}))).await.unwrap();
+    cluster.settle().await;
+    assert_eq!(cluster.assigned(ns, "p").await["metadata"]["uid"], assigned["metadata"]["uid"]);
+    cluster.delete(&pod).await;
+    cluster.unassigned(ns, "p").await;
+    cluster.settle().await;
+    let deletions: Vec<_> =
+        cluster.requests(mark).await.into_iter().filter(|e| e.name == name && e.is_write()).collect();
+    assert_eq!(deletions.len(), 1, "{deletions:?}");
+    assert_eq!((deletions[0].user.as_str(), deletions[0].verb.as_str()), (COLLECTOR, "delete"), "{deletions:?}");
+    assert_eq!(deletions[0].code, 200);
+}
+
+/// A person is told what is wrong, once, and one wrong object stops nobody.
+async fn bad_objects(cluster: &Cluster, controller: &Controller) {
+    let ns = "bad";
+    let mark = cluster.mark().await;
+    for kind in ["AzureIdentity", "AzureIdentityBinding"] {
+        for name in ["no-spec", "odd"] {
+            let said = controller.lines(&["cannot be read", &format!("\"{kind}\""), &format!("\"{name}\"")]);
+            assert_eq!(said.len(), 1, "{kind} {name}: {said:?}");
+            assert_eq!(said[0]["level"], "WARN");
+        }
+    }
+    cluster.binding(ns, "waiting", "later", "s").await;
+    cluster.pod(ns, "p", "s", Some("node-1")).await;
+    cluster.identity(ns, "good", &managed("good")).await;
+    cluster.binding(ns, "good", "good", "other").await;
+    cluster.pod(ns, "q", "other", Some("node-1")).await;
+    cluster.assigned(ns, "q").await;
+
+    let binding = path("azureidentitybindings", ns, "waiting");
+    let found = async |status: &str| {
+        until(&format!("IdentityFound={status}"), async || {
+            cluster.condition(&binding, "IdentityFound").await.filter(|condition| condition.0 == status)
+        })
+        .await
+    };
+    let (_, reason, message) = found("False").await;
+    assert_eq!(reason, "NotFound");
+    assert!(message.contains("`later`") && message.contains("create it"), "{message}");
+    eventually("the Event", async || {
+        kubectl(cluster, &["describe", "azureidentitybinding", "waiting"]).contains("Warning")
+    })
+    .await;
+    let described = kubectl(cluster, &["describe", "azureidentitybinding", "waiting"]);
+    for word in ["IdentityFound", "NotFound", "there is no AzureIdentity `later` in namespace `bad`", "Matched Pods"] {
+        assert!(described.contains(word), "{word}:\n{described}");
+    }
+    assert!(cluster.assignment(ns, "p").await.is_none());
+
+    cluster.identity(ns, "later", &managed("later")).await;
+    let assigned = cluster.assigned(ns, "p").await;
+    assert_eq!(assigned["spec"]["azureIdentityRef"]["metadata"]["name"], "later");
+    assert_eq!(found("True").await.1, "Found");
+    kubectl(cluster, &["wait", "--for=condition=IdentityFound", "azureidentitybinding/waiting", "--timeout=1s"]);
+    let events: Vec<_> = cluster.writes(mark).await.into_iter().filter(|e| e.resource == "events").collect();
+    assert_eq!(events.len(), 1, "one Event for one thing that was wrong: {events:?}");
+}
+
+/// What a person sees.
+fn kubectl(cluster: &Cluster, arguments: &[&str]) -> String {
+    let program = assets().join("kubectl").display().to_string();
+    let config = format!("--kubeconfig={}", cluster.plane.kubeconfig().display());
+    let output = identity_lab::process::run(&program, &[&[config.as_str(), "-n", "bad"], arguments].concat()).unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A controller that finds everything as it should be writes nothing.
+async fn restart(
+    cluster: &Cluster,
+    controller: Controller,
+    signal: Signal,
+    again: impl AsyncFn() -> Controller,
+) -> Controller {
+    let ns = &format!("restart-{}", signal.as_str().to_lowercase());
+    cluster.namespace(ns).await;
+    let began = (Instant::now(), cluster.mark().await);
+    for number in 0..20 {
+        cluster.pod(ns, &format!("p-{number}"), "s", Some(&format!("node-{}", number % 3))).await;
+    }
+    cluster.identity(ns, "i", &principal(1)).await;
+    cluster.binding(ns, "dangling", "nobody", "t").await;
+    cluster.binding(ns, "b", "i", "s").await;
+    let binding = path("azureidentitybindings", ns, "b");
+    let counted = async |pods: u32| {
+        eventually(&format!("{pods} matched pods"), async || {
+            cluster.get(&binding).await.unwrap()["status"]["matchedPods"] == pods
+        })
+        .await;
+    };
+    counted(20).await;
+    eventually("20 assignments", async || cluster.assignments(ns).await.len() == 20).await;
+    cluster.settle().await;
+    assert_eq!(cluster.assignment_writes(began.1, ns).await, vec!["patch 201"; 20]);
+    let writes = cluster.writes(began.1).await;
+    let status = writes.iter().filter(|e| e.subresource == "status" && e.name == "b" && e.namespace == *ns).count();
+    // No more often than every five seconds, and the first.
+    let most = 1 + usize::try_from(began.0.elapsed().as_secs() / 5).unwrap();
+    assert!((1..=most).contains(&status), "{status} writes of one status, at most {most} expected");
+
+    let mark = if signal == Signal::SIGTERM {
+        controller.stop().await;
+        cluster.mark().await
+    } else {
+        controller.signal(signal);
+        controller.ended().await;
+        cluster.mark().await
+    };
+    let controller = again().await;
+    eventually("the new one to lead", async || controller.leads().await).await;
+    cluster.pod(ns, "marker", "s", Some("node-1")).await;
+    cluster.assigned(ns, "marker").await;
+    counted(21).await;
+    cluster.settle().await;
+    let writes = cluster.writes(mark).await;
+    let mut writes: Vec<_> =
+        writes.iter().map(|e| format!("{} {}/{} {}", e.verb, e.resource, e.subresource, e.code)).collect();
+    writes.sort();
+    assert_eq!(writes, ["patch azureassignedidentities/ 201", "patch azureidentitybindings/status 200"]);
+    controller
+}
+
+/// The server has forgotten where the watches were: everything is listed anew, and what happened in between is made good.
+async fn relist(cluster: &mut Cluster, controller: &mut Controller) {
+    let ns = "relist";
+    cluster.namespace(ns).await;
+    for name in ["a", "b"] {
+        cluster.identity(ns, name, &principal(1)).await;
+        cluster.binding(ns, name, name, name).await;
+    }
+    for (name, label) in [("stays", "a"), ("goes", "a"), ("changes", "b"), ("relabelled", "b")] {
+        cluster.pod(ns, name, label, Some("node-1")).await;
+        cluster.assigned(ns, name).await;
+    }
+    let kept = cluster.assigned(ns, "stays").await;
+    cluster.settle().await;
+    let kinds = ["Pod", "AzureIdentity", "AzureIdentityBinding", "AzureAssignedIdentity"];
+    let lists = async |controller: &Controller, kind: &str| {
+        controller.metric("watch_relists_total", &format!("kind=\"{kind}\"")).await
+    };
+    let mut before = Vec::new();
+    for kind in kinds {
+        before.push(lists(controller, kind).await);
+    }
+    let expired = controller.lines(&["too old resource version"]).len();
+
+    // Its connections end while it cannot see it; then things change, and the history goes.
+    controller.signal(Signal::SIGSTOP);
+    cluster.pod(ns, "unseen", "a", None).await;
+    cluster.plane.stop_apiserver().await;
+    cluster.plane.start_apiserver().await.unwrap();
+    let mark = cluster.mark().await;
+    cluster.schedule(ns, "unseen", "node-1").await;
+    cluster.pod(ns, "new", "a", Some("node-1")).await;
+    cluster.delete(&path("pods", ns, "goes")).await;
+    cluster.patch(&path("azureidentities", ns, "b"), &json!({"spec": {"clientID": principal(9)["clientID"]}})).await;
+    cluster.patch(&path("pods", ns, "relabelled"), &json!({"metadata": {"labels": {"aadpodidbinding": "none"}}})).await;
+    cluster.plane.compact().await.unwrap();
+    controller.signal(Signal::SIGCONT);
+
+    for pod in ["new", "unseen"] {
+        cluster.assigned(ns, pod).await;
+    }
+    for pod in ["goes", "relabelled"] {
+        cluster.unassigned(ns, pod).await;
+    }
+    eventually("the changed identity", async || {
+        let assigned = cluster.assigned(ns, "changes").await;
+        assigned["spec"]["azureIdentityRef"]["spec"]["clientID"] == principal(9)["clientID"]
+    })
+    .await;
+    cluster.settle().await;
+    assert_eq!(cluster.assigned(ns, "stays").await["metadata"]["resourceVersion"], kept["metadata"]["resourceVersion"]);
+    let mut writes = cluster.assignment_writes(mark, ns).await;
+    writes.sort();
+    assert_eq!(writes, ["delete 200", "patch 200", "patch 201", "patch 201"]);
+
+    // It did happen.
+    assert!(controller.lines(&["too old resource version"]).len() > expired, "no watch was answered 410");
+    for (kind, before) in kinds.into_iter().zip(before) {
+        assert!(lists(controller, kind).await > before, "{kind} was not listed anew");
+    }
+    controller.alive();
+}
+
+/// No API server: it says so, waits, and goes on where it was.
+async fn outage(cluster: &mut Cluster, controller: &mut Controller) {
+    let ns = "outage";
+    cluster.namespace(ns).await;
+    cluster.identity(ns, "i", &principal(1)).await;
+    cluster.binding(ns, "b", "i", "s").await;
+    for number in 0..5 {
+        cluster.pod(ns, &format!("p-{number}"), "s", Some("node-1")).await;
+    }
+    eventually("5 assignments", async || cluster.assignments(ns).await.len() == 5).await;
+    cluster.settle().await;
+    let before = cluster.assignments(ns).await;
+    let said = (controller.lines(&["cannot write Lease"]).len(), controller.lines(&["watch failed;"]).len());
+    let failures = controller.metric("watch_failures_total", "").await;
+
+    cluster.plane.stop_apiserver().await;
+    eventually("every watch to fail", async || controller.metric("watch_failures_total", "").await >= failures + 4.0)
+        .await;
+    eventually("the lease to be given up", async || !controller.leads().await).await;
+    controller.alive();
+    assert!(controller.healthy().await, "an outage is no reason to be restarted");
+    assert_eq!(controller.lines(&["cannot write Lease"]).len(), said.0 + 1, "said once");
+    assert_eq!(controller.lines(&["watch failed;"]).len(), said.1 + 4, "said once for each kind");
+
+    let began = Instant::now();
+    cluster.plane.start_apiserver().await.unwrap();
+    let mark = cluster.mark().await;
+    cluster.pod(ns, "after", "s", Some("node-1")).await;
+    cluster.assigned(ns, "after").await;
+    cluster.settle().await;
+    let took = began.elapsed();
+    controller.alive();
+    assert!(controller.ready().await && controller.leads().await);
+    assert_eq!(cluster.assignment_writes(mark, ns).await, ["patch 201"], "no burst");
+    let mut after = cluster.assignments(ns).await;
+    after.retain(|object| object["spec"]["pod"] != "after");
+    assert_eq!(after, before);
+    // Each of the four watches: one that fails, one list, one watch; room for a second round, and the lease's renewals.
+    let mut asked = cluster.requests(mark).await;
+    asked.retain(|event| event.user == CONTROLLER && event.resource != "leases" && !event.is_write());
+    assert!(asked.len() <= 4 * 6, "{} requests in {took:?}: {asked:?}", asked.len());
+    assert!(took < Duration::from_secs(60));
+}
