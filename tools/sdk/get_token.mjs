@@ -3,8 +3,9 @@
 //
 // Usage: get_token.mjs managed|default RESOURCE [CLIENT_ID]
 //
-// Asks once for every line read from standard input ({"token", "expires_on"} or {"error"}), each time with a new
-// credential, since a credential keeps its tokens to itself. The process stays the same: nothing is restarted.
+// Asks once for every line read from standard input ({"token", "expires_on"} or {"error"}), for the resource that the line
+// names, else for RESOURCE, each time with a new credential. The process stays the same: nothing is restarted. (This SDK
+// keeps the tokens of a resource for all credentials of the process until they expire.)
 
 import { createInterface } from "node:readline";
 import { DefaultAzureCredential, ManagedIdentityCredential } from "@azure/identity";
@@ -18,10 +19,10 @@ function credential() {
   return new DefaultAzureCredential(clientId ? { managedIdentityClientId: clientId } : {});
 }
 
-for await (const _ of createInterface({ input: process.stdin })) {
+for await (const line of createInterface({ input: process.stdin })) {
   let answer;
   try {
-    const token = await credential().getToken(resource.replace(/\/$/, "") + "/.default");
+    const token = await credential().getToken((line || resource).replace(/\/$/, "") + "/.default");
     answer = { token: token.token, expires_on: Math.floor(token.expiresOnTimestamp / 1000) };
   } catch (error) {
     answer = { error: `${error.name}: ${error.message}` };

@@ -313,8 +313,16 @@ impl Application {
     /// # Errors
     /// When the process has ended.
     pub fn send(&mut self) -> anyhow::Result<()> {
+        self.send_for("")
+    }
+
+    /// Tells the SDK to get a token for another resource than the one it was started with.
+    ///
+    /// # Errors
+    /// When the process has ended.
+    pub fn send_for(&mut self, resource: &str) -> anyhow::Result<()> {
         let input = self.input.as_mut().context("the application was ended")?;
-        writeln!(input).and_then(|()| input.flush()).context("the application with the SDK has ended")
+        writeln!(input, "{resource}").and_then(|()| input.flush()).context("the application with the SDK has ended")
     }
 
     /// What it got.

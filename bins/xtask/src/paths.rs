@@ -18,8 +18,11 @@ pub fn variable_names() -> Vec<String> {
 
 /// Root of the checkout.
 pub fn root() -> PathBuf {
+    // Cargo says at run time where the package is; what was compiled in may be another checkout with the same target
+    // directory.
+    let package = variable("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").to_owned());
     // bins/xtask -> bins -> root
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned()
+    Path::new(&package).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Where installed and built tools are kept between runs: `$XDG_CACHE_HOME/entra-pod-identity`, by default below

@@ -260,8 +260,9 @@ impl Cluster {
     /// What it refuses is returned for the log and tried again when the manifest changes.
     pub(super) async fn apply(&mut self, objects: &[Value]) -> Vec<String> {
         let mut failures = Vec::new();
+        let grants = grants(objects);
         let wanted: BTreeMap<String, Value> =
-            objects.iter().map(|object| (identify(object), applicable(object))).collect();
+            objects.iter().chain(&grants).map(|object| (identify(object), applicable(object))).collect();
         for (key, object) in &self.applied {
             if !wanted.contains_key(key)
                 && let Err(error) = self.plane.delete(object).await
@@ -304,6 +305,39 @@ impl Cluster {
     pub(super) async fn stop(self) {
         self.plane.stop().await;
     }
+}
+
+/// What an operator grants beside identities with a credential (`examples/secret-access`): the node may read the Secrets that
+/// they name, in each namespace whose manifests have no role binding of their own.
+fn grants(objects: &[Value]) -> Vec<Value> {
+    let text = |object: &Value, pointer: &str| {
+        object.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let namespace = |object: &Value| text(object, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
+    let bound: BTreeSet<String> =
+        objects.iter().filter(|object| object["kind"] == "RoleBinding").map(namespace).collect();
+    let mut secrets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for identity in objects.iter().filter(|object| object["kind"] == "AzureIdentity") {
+        if let Some(secret) = text(identity, "/spec/clientPassword/name") {
+            let of = text(identity, "/spec/clientPassword/namespace").unwrap_or_else(|| namespace(identity));
+            secrets.entry(of).or_default().insert(secret);
+        }
+    }
+    secrets.retain(|namespace, _| !bound.contains(namespace));
+    let grant = |(namespace, names): (String, BTreeSet<String>)| {
+        let (group, name) = ("rbac.authorization.k8s.io", "entra-pod-identity-credentials");
+        let metadata = json!({ "name": name, "namespace": namespace });
+        let rule = json!({ "apiGroups": [""], "resources": ["secrets"], "resourceNames": names, "verbs": ["get"] });
+        let subject = json!({ "kind": "ServiceAccount", "name": "entra-pod-identity-node", "namespace": NAMESPACE });
+        [
+            json!({ "apiVersion": format!("{group}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule] }),
+            json!({
+                "apiVersion": format!("{group}/v1"), "kind": "RoleBinding", "metadata": metadata,
+                "roleRef": { "apiGroup": group, "kind": "Role", "name": name }, "subjects": [subject],
+            }),
+        ]
+    };
+    secrets.into_iter().flat_map(grant).collect()
 }
 
 fn identify(object: &Value) -> String {
@@ -396,5 +430,33 @@ async fn follow(client: Client, resource: ApiResource, sender: watch::Sender<Sna
             }
         }
         sender.send_replace(Some(Arc::new(known.clone())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_may_read_the_secrets_that_are_named_and_no_others() {
+        let identity = |namespace: &str, secret: Value| {
+            json!({
+                "kind": "AzureIdentity", "metadata": { "name": "i", "namespace": namespace },
+                "spec": { "clientPassword": secret },
+            })
+        };
+        let objects = [
+            identity("a", json!({ "name": "one" })),
+            identity("a", json!({ "name": "two", "namespace": "a" })),
+            identity("b", json!({ "name": "three", "namespace": "b" })),
+            identity("c", Value::Null),
+            json!({ "kind": "RoleBinding", "metadata": { "name": "own", "namespace": "b" } }),
+        ];
+        let made = grants(&objects);
+        assert_eq!(made.len(), 2, "{made:?}");
+        assert_eq!(made[0]["metadata"]["namespace"], "a");
+        assert_eq!(made[0]["rules"][0]["resourceNames"], json!(["one", "two"]));
+        assert_eq!(made[0]["rules"][0]["verbs"], json!(["get"]));
+        assert_eq!(made[1]["subjects"][0]["name"], "entra-pod-identity-node");
     }
 }
