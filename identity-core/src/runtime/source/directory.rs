@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -88,6 +89,11 @@ impl Directory {
         self.in_force.values()
     }
 
+    /// Whether it could be listed the last time that was tried. Until then nothing is known to be absent.
+    pub(super) const fn is_listed(&self) -> bool {
+        self.missing.is_none()
+    }
+
     /// Everything wrong now.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.missing.iter().chain(self.files.values().flat_map(|file| &file.problems)).chain(self.duplicates.values())
@@ -96,34 +102,41 @@ impl Directory {
     /// Looks at what may have changed.
     pub(super) fn refresh(&mut self, dirty: &Dirty) -> Found {
         let before: HashSet<Problem> = self.problems().cloned().collect();
-        let mut touched = HashSet::new();
-        match dirty {
-            Dirty::All => match self.list() {
-                Ok(present) => {
-                    self.missing = None;
-                    let gone: Vec<_> = self.files.keys().filter(|path| !present.contains(*path)).cloned().collect();
-                    for path in gone {
-                        self.read(&path, false, &mut touched);
-                    }
-                    for path in present {
-                        self.read(&path, false, &mut touched);
-                    }
-                }
-                Err(error) => {
-                    // Far more often an accident (a volume not mounted) than a wish to take every identity away.
-                    let message = format!("cannot be read: {error}; what was read before stays in force");
-                    self.missing = Some(Problem { file: self.root.clone(), line: 0, column: 0, object: None, message });
-                }
-            },
-            Dirty::Files(paths) => {
+        let mut touched = BTreeSet::new();
+        match self.suspects(dirty) {
+            Ok(paths) => {
+                self.missing = None;
+                let complete = *dirty != Dirty::All;
                 for path in paths {
-                    self.read(path, true, &mut touched);
+                    self.read(&path, complete, &mut touched);
                 }
+            }
+            Err(error) => {
+                // Far more often an accident (a volume not mounted) than a wish to take every identity away.
+                let message = format!("cannot be read: {error}; what was read before stays in force");
+                self.missing = Some(Problem { file: self.root.clone(), line: 0, column: 0, object: None, message });
             }
         }
         let deltas = touched.into_iter().filter_map(|key| self.settle(key)).collect();
         let new_problems = self.problems().filter(|problem| !before.contains(*problem)).cloned().collect();
         Found { deltas, new_problems }
+    }
+
+    /// Files to read. An error when there is no directory: then a file that is not there says nothing.
+    fn suspects(&self, dirty: &Dirty) -> io::Result<BTreeSet<PathBuf>> {
+        match dirty {
+            Dirty::All => {
+                let mut paths = self.list()?;
+                paths.extend(self.files.keys().cloned());
+                Ok(paths)
+            }
+            Dirty::Files(paths) => {
+                if !self.nested && !paths.iter().all(|path| path.exists()) {
+                    fs::read_dir(&self.root)?;
+                }
+                Ok(paths.clone())
+            }
+        }
     }
 
     fn list(&self) -> io::Result<BTreeSet<PathBuf>> {
@@ -152,7 +165,7 @@ impl Directory {
     }
 
     /// Reads a file anew if it is another than before. `complete`: somebody has just finished writing it.
-    fn read(&mut self, path: &Path, complete: bool, touched: &mut HashSet<Key>) {
+    fn read(&mut self, path: &Path, complete: bool, touched: &mut BTreeSet<Key>) {
         let (stamp, text) = match content(path) {
             Ok(Some((stamp, _))) if !complete && self.files.get(path).is_some_and(|f| f.stamp == Some(stamp)) => return,
             Ok(Some((stamp, read))) => match read() {
@@ -198,7 +211,7 @@ impl Directory {
         file.problems = vec![Problem { file: path.to_owned(), line: 0, column: 0, object: None, message }];
     }
 
-    fn claim(&mut self, path: &Path, old: &[Located], new: &[Located], touched: &mut HashSet<Key>) {
+    fn claim(&mut self, path: &Path, old: &[Located], new: &[Located], touched: &mut BTreeSet<Key>) {
         for located in old {
             if let Some(files) = self.claims.get_mut(&located.key) {
                 files.remove(path);
@@ -265,7 +278,10 @@ fn content(path: &Path) -> io::Result<Option<(Stamp, Read)>> {
         if stamp.size > LARGEST_FILE {
             return Err(format!("larger than {} MiB", LARGEST_FILE >> 20));
         }
-        let bytes = fs::read(&path).map_err(|error| error.to_string())?;
+        let mut bytes = Vec::new();
+        // It may have grown since.
+        let file = fs::File::open(&path).map_err(|error| error.to_string())?;
+        file.take(LARGEST_FILE).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
         String::from_utf8(bytes).map_err(|error| format!("not UTF-8 after byte {}", error.utf8_error().valid_up_to()))
     };
     Ok(Some((stamp, Box::new(read))))
@@ -286,3 +302,7 @@ pub(super) fn is_manifest(path: &Path) -> bool {
     let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     !hidden && path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json")
 }
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -100,7 +99,7 @@ impl Inotify {
             Err(error) if is_absent(&error) => {
                 // Made between the two? Then a directory above it was too, which the watch does not tell.
                 if above != root.parent() && root.parent().is_some_and(Path::exists) {
-                    self.shared.lock().rearm = true;
+                    *self.shared.lock() = Pending { dirty: Some(Dirty::All), rearm: true };
                     self.shared.wake.notify_one();
                 }
                 return Ok(());
@@ -154,8 +153,8 @@ impl Shared {
             // Reading makes events, too; and while a file is written, its end is what counts.
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
             EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => return,
-            // Written in place: closing it follows. A link is complete as it is.
-            EventKind::Create(_) if is_being_written(path) => return,
+            // Being written in place: closing it follows. One that has content may have been linked here complete.
+            EventKind::Create(_) if is_empty_file(path) => return,
             _ => {}
         }
         if self.root.starts_with(path) {
@@ -190,8 +189,8 @@ impl Shared {
     }
 }
 
-fn is_being_written(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.nlink() == 1)
+fn is_empty_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0)
 }
 
 fn is_absent(error: &notify::Error) -> bool {
@@ -201,5 +200,40 @@ fn is_absent(error: &notify::Error) -> bool {
             matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use notify::event::Flag;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_overflow_of_the_queue_is_followed_by_a_full_look() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut inotify = Inotify::new(directory.path().to_owned(), false).unwrap();
+        assert_eq!(inotify.changed().await, Dirty::All, "the first look");
+        let one = directory.path().join("a.yaml");
+        inotify.shared.handle(Ok(Event::new(EventKind::Remove(notify::event::RemoveKind::File)).add_path(one.clone())));
+        assert_eq!(inotify.changed().await, Dirty::Files([one.clone()].into()));
+        // What the kernel sends as IN_Q_OVERFLOW.
+        inotify.shared.handle(Ok(Event::new(EventKind::Other).set_flag(Flag::Rescan)));
+        inotify.shared.handle(Ok(Event::new(EventKind::Remove(notify::event::RemoveKind::File)).add_path(one)));
+        assert_eq!(inotify.changed().await, Dirty::All);
+        inotify.shared.handle(Err(notify::Error::generic("gone")));
+        assert_eq!(inotify.changed().await, Dirty::All);
+    }
+
+    #[tokio::test]
+    async fn very_many_files_at_once_are_a_full_look() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut inotify = Inotify::new(directory.path().to_owned(), false).unwrap();
+        inotify.changed().await;
+        for i in 0..=MOST_FILES {
+            let path = directory.path().join(format!("{i}.yaml"));
+            inotify.shared.handle(Ok(Event::new(EventKind::Remove(notify::event::RemoveKind::File)).add_path(path)));
+        }
+        assert_eq!(inotify.changed().await, Dirty::All);
     }
 }

@@ -22,6 +22,12 @@ impl From<serde_saphyr::Location> for Place {
     }
 }
 
+impl From<&serde_json::Error> for Place {
+    fn from(error: &serde_json::Error) -> Self {
+        Self { line: error.line() as u64, column: error.column() as u64 }
+    }
+}
+
 /// A value and the places of what is in it.
 #[derive(Debug)]
 pub(super) enum Node {
@@ -94,6 +100,19 @@ fn steps(path: &str) -> Vec<&str> {
         rest = rest.strip_prefix('.').unwrap_or(rest);
     }
     steps
+}
+
+/// Without places.
+impl From<Value> for Node {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Object(map) => {
+                Self::Map(map.into_iter().map(|(key, value)| (key, Place::default(), value.into())).collect())
+            }
+            Value::Array(items) => Self::List(items.into_iter().map(|item| (Place::default(), item.into())).collect()),
+            scalar => Self::Scalar(scalar),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {

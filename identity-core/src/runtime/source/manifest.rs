@@ -1,15 +1,22 @@
 //! Manifests and the state directory as a source: reads what inotify says has changed, and tells the difference.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use identity_crd::{AzureAssignedIdentity, NODE_LABEL};
 use tokio::sync::mpsc;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::{
     Change, Error, Gone, Interest, Manifests, Update,
-    directory::{Delta, Directory, Found},
+    directory::{Delta, Directory, Dirty, Found},
     inotify::Inotify,
     parse::{Key, Kind, Object},
 };
@@ -21,6 +28,8 @@ use crate::{
 
 const MANIFEST_KINDS: &[Kind] = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception];
 const STATE_KINDS: &[Kind] = &[Kind::Assigned];
+/// A manifest that is gone may be back in a moment: editors move the old file away before they write the new one.
+const VANISHED: Duration = Duration::from_millis(50);
 
 /// The tasks that watch: one for each directory.
 pub(super) fn watch(
@@ -34,6 +43,7 @@ pub(super) fn watch(
     let (assigned, rest): (Vec<_>, Vec<_>) =
         interests.iter().cloned().partition(|interest| matches!(interest, Interest::Assigned { .. }));
     let mut tasks = Vec::new();
+    let all_problems = Arc::new(AtomicUsize::new(0));
     let mut start = |path: PathBuf, nested, kinds, interests, secrets| -> Result<(), Error> {
         let absolute = std::path::absolute(&path).map_err(|source| Error::Directory { path: path.clone(), source })?;
         let inotify = Inotify::new(absolute.clone(), nested).map_err(|source| Error::Inotify { path, source })?;
@@ -42,6 +52,8 @@ pub(super) fn watch(
             interests,
             updates: updates.clone(),
             observer: observer.clone(),
+            problems: 0,
+            all_problems: all_problems.clone(),
             secrets,
         };
         tasks.push(Box::pin(driver.run(inotify)) as BoxFuture<'static, ()>);
@@ -59,58 +71,86 @@ struct Driver {
     interests: Vec<Interest>,
     updates: mpsc::Sender<Update>,
     observer: Arc<dyn Observer>,
+    /// How many this directory has.
+    problems: usize,
+    /// How many all of them have.
+    all_problems: Arc<AtomicUsize>,
+    /// None for the state directory.
     secrets: Option<Arc<Store>>,
 }
 
 impl Driver {
-    async fn run(self, mut inotify: Inotify) {
-        let Self { mut directory, interests, updates, observer, secrets } = self;
+    async fn run(mut self, mut inotify: Inotify) {
         let mut first = true;
         loop {
             let dirty = inotify.changed().await;
-            // Files are read on a thread that may block.
-            let read = tokio::task::spawn_blocking(move || {
-                let found = directory.refresh(&dirty);
-                (directory, found)
-            });
-            let Ok((read, Found { deltas, new_problems })) = read.await else { return };
-            directory = read;
-            for problem in &new_problems {
-                error!(
-                    file = %problem.file.display(), line = problem.line, column = problem.column,
-                    object = problem.object.as_deref(), "{problem}"
-                );
+            if self.secrets.is_some()
+                && let Dirty::Files(files) = &dirty
+                && files.iter().any(|file| !file.exists())
+            {
+                tokio::time::sleep(VANISHED).await;
             }
-            observer.problems(directory.problems().count());
-            // Secrets first: whoever hears of an identity may ask for its Secret at once.
-            if let Some(store) = &secrets {
-                for delta in &deltas {
-                    match delta {
-                        Delta::Applied(key, object) => {
-                            if let Object::Secret(data) = &**object {
-                                store.put(key.object.clone(), data.clone());
-                            }
-                        }
-                        Delta::Deleted(key, _) if key.kind == Kind::Secret => store.remove(&key.object),
-                        Delta::Deleted(..) => {}
-                    }
+            let Some(deltas) = self.refresh(dirty).await else { return };
+            let messages: Vec<Update> = if first {
+                if !self.directory.is_listed() {
+                    // It has gone since it was checked: an empty list would be a lie.
+                    continue;
                 }
-                store.ready();
-            }
-            let messages: Vec<Update> = if std::mem::take(&mut first) {
-                interests.iter().map(|interest| relist(interest, &directory)).collect()
+                first = false;
+                self.interests.iter().map(|interest| relist(interest, &self.directory)).collect()
             } else {
-                if !deltas.is_empty() {
-                    info!(changes = deltas.len(), "manifests changed");
-                }
-                deltas.iter().filter_map(|delta| update(delta, &interests)).collect()
+                deltas.iter().filter_map(|delta| update(delta, &self.interests)).collect()
             };
             for message in messages {
-                if updates.send(message).await.is_err() {
+                if self.updates.send(message).await.is_err() {
                     return;
                 }
             }
         }
+    }
+
+    /// Reads what may have changed, on a thread that may block, and tells of problems. None when that thread panicked.
+    async fn refresh(&mut self, dirty: Dirty) -> Option<Vec<Delta>> {
+        let empty = Directory::new(PathBuf::new(), false, &[]);
+        let mut directory = std::mem::replace(&mut self.directory, empty);
+        let read = tokio::task::spawn_blocking(move || {
+            let found = directory.refresh(&dirty);
+            (directory, found)
+        });
+        let (directory, Found { deltas, new_problems }) = read.await.ok()?;
+        self.directory = directory;
+        for problem in &new_problems {
+            error!(
+                file = %problem.file.display(), line = problem.line, column = problem.column,
+                object = problem.object.as_deref(), "{problem}"
+            );
+        }
+        let (before, now) = (self.problems, self.directory.problems().count());
+        self.problems = now;
+        // Wraps around and back when `before` is larger.
+        let others = self.all_problems.fetch_add(now.wrapping_sub(before), Ordering::Relaxed).wrapping_sub(before);
+        self.observer.problems(others.wrapping_add(now));
+        if let Some(store) = &self.secrets {
+            if !deltas.is_empty() {
+                info!(changes = deltas.len(), "manifests changed");
+            }
+            // Secrets first: whoever hears of an identity may ask for its Secret at once.
+            for delta in &deltas {
+                match delta {
+                    Delta::Applied(key, object) => {
+                        if let Object::Secret(data) = &**object {
+                            store.put(key.object.clone(), data.clone());
+                        }
+                    }
+                    Delta::Deleted(key, _) if key.kind == Kind::Secret => store.remove(&key.object),
+                    Delta::Deleted(..) => {}
+                }
+            }
+            store.ready();
+        } else {
+            debug!(changes = deltas.len(), "assignments changed");
+        }
+        Some(deltas)
     }
 }
 
@@ -184,3 +224,7 @@ fn change<T: Clone>(key: &Key, object: &T, uid: Option<&str>, applied: bool) -> 
         })
     }
 }
+
+#[cfg(test)]
+#[path = "manifest_tests.rs"]
+mod tests;

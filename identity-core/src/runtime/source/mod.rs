@@ -7,6 +7,7 @@ mod kubernetes;
 mod locate;
 mod manifest;
 mod parse;
+mod words;
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -13,7 +13,10 @@ use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::locate::{Node, Place};
+use super::{
+    locate::{Node, Place},
+    words,
+};
 use crate::{
     object::ObjectKey,
     pod::Pod,
@@ -123,78 +126,89 @@ pub(super) struct Parsed {
 /// Reads a file's text. Only objects of `kinds` are taken; one of our own kinds that is not among them is a mistake, and a
 /// kind that is not ours is passed over.
 pub(super) fn parse(file: &Path, text: &str, kinds: &[Kind]) -> Parsed {
-    let mut reader = Reader { file, kinds, parsed: Parsed::default() };
-    if file.extension().is_some_and(|end| end == "json") {
-        // What JSON is, its own parser says; YAML's is only asked for places.
-        match serde_json::from_str::<Value>(text) {
-            Ok(_) => reader.document(text),
-            Err(error) => {
-                let place = Place { line: error.line() as u64, column: error.column() as u64 };
-                let message = withheld(text).unwrap_or_else(|| format!("malformed JSON: {error}"));
-                reader.problem(place, None, message);
-            }
-        }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let json = file.extension().is_some_and(|end| end == "json");
+    let mut reader = Reader { file, json, kinds, lines_before: 0, parsed: Parsed::default() };
+    if json {
+        reader.json(text);
     } else {
-        for (line, document) in split(text) {
-            // Parsed with the lines before it left empty, so that a message's line is the file's.
-            reader.document(&format!("{}{document}", "\n".repeat(line - 1)));
+        for (lines_before, document) in split(text) {
+            reader.lines_before = lines_before;
+            reader.yaml(document);
         }
     }
     reader.parsed
 }
 
-/// `(first line, text)` of each document. A line `---` separates documents wherever it is (YAML 1.2 §9.1), so the parts can
-/// be found without parsing, and one that does not parse spoils no other.
-fn split(text: &str) -> Vec<(usize, &str)> {
+/// `(lines before it, text)` of each document, with its marker. A line `---` separates documents wherever it is (YAML 1.2
+/// §9.1), so the parts can be found without parsing, and one that does not parse spoils no other.
+fn split(text: &str) -> Vec<(u64, &str)> {
     let mut documents = Vec::new();
-    let (mut begin, mut first_line, mut offset) = (0, 1, 0);
+    let (mut begin, mut lines_before, mut offset) = (0, 0, 0);
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let marker =
             line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if marker {
-            documents.push((first_line, &text[begin..offset]));
-            begin = offset + 3;
-            first_line = index + 1;
+            documents.push((lines_before, &text[begin..offset]));
+            begin = offset;
+            lines_before = index as u64;
         }
         offset += line.len();
     }
-    documents.push((first_line, &text[begin..]));
+    documents.push((lines_before, &text[begin..]));
+    // Nothing at all, or only what belongs to the marker after it: comments and directives (`%YAML`).
+    let says_nothing = |line: &str| line.trim().is_empty() || line.starts_with(['#', '%']);
+    documents.retain(|(_, document)| !document.lines().all(says_nothing));
     documents
-}
-
-/// Parsers quote what they stumble over. Where that could be part of a Secret, the place alone has to do.
-fn withheld(document: &str) -> Option<String> {
-    document
-        .contains("Secret")
-        .then(|| "malformed (the parser's words are withheld, since this document may hold a Secret)".to_owned())
 }
 
 struct Reader<'a> {
     file: &'a Path,
+    json: bool,
     kinds: &'a [Kind],
+    /// Parsers count lines from the beginning of the document.
+    lines_before: u64,
     parsed: Parsed,
 }
 
 impl Reader<'_> {
+    fn at(&self, place: Place) -> Place {
+        Place { line: if place.line == 0 { 0 } else { place.line + self.lines_before }, ..place }
+    }
+
     fn problem(&mut self, place: Place, object: Option<String>, message: impl Into<String>) {
-        let (file, message) = (self.file.to_owned(), message.into());
+        let (file, message, place) = (self.file.to_owned(), message.into(), self.at(place));
         self.parsed.problems.push(Problem { file, line: place.line, column: place.column, object, message });
     }
 
-    fn document(&mut self, text: &str) {
+    fn yaml(&mut self, text: &str) {
         match serde_saphyr::from_str::<Option<Node>>(text) {
             Ok(None | Some(Node::Scalar(Value::Null))) => {}
-            Ok(Some(node)) => {
-                let line = text.bytes().take_while(|b| *b == b'\n').count() as u64 + 1;
-                let place = first(&node).unwrap_or(Place { line, column: 1 });
-                self.node(&node, place, Some(text));
-            }
+            Ok(Some(node)) => self.whole(&node, text),
             Err(error) => {
                 let place = error.location().map(Place::from).unwrap_or_default();
-                let message = withheld(text).unwrap_or_else(|| format!("malformed YAML: {}", words(&error)));
-                self.problem(place, None, message);
+                self.problem(place, None, format!("malformed YAML: {}", words::syntax(&error)));
             }
         }
+    }
+
+    fn json(&mut self, text: &str) {
+        // What JSON is, its own parser says; YAML's is only asked for places.
+        match serde_json::from_str::<Value>(text) {
+            Ok(value) => {
+                let node = serde_saphyr::from_str(text).unwrap_or_else(|_| Node::from(value));
+                self.whole(&node, text);
+            }
+            Err(error) => {
+                let message = format!("malformed JSON: {}", words::json_syntax(&error));
+                self.problem(Place::from(&error), None, message);
+            }
+        }
+    }
+
+    fn whole(&mut self, node: &Node, text: &str) {
+        let place = first(node).unwrap_or(Place { line: 1, column: 1 });
+        self.node(node, place, Some(text));
     }
 
     /// `text`: the document, when the node is all of it.
@@ -213,17 +227,16 @@ impl Reader<'_> {
             }
             return;
         }
-        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
-        let known = Kind::ALL.iter().find(|(_, name)| *name == kind).map(|(kind, _)| *kind);
-        match known {
+        // The group alone, when the version was forgotten.
+        let group = api_version.rsplit_once('/').map_or(api_version, |(group, _)| group);
+        let core = !api_version.contains('/');
+        match Kind::ALL.iter().find(|(_, name)| *name == kind).map(|(kind, _)| *kind) {
             Some(kind) if kind.api_version() == api_version => self.known(kind, node, place, text),
-            Some(kind) if group == identity_crd::GROUP => {
+            // Other groups may well have a kind `Pod`; ours are nobody else's.
+            Some(kind) if core || !matches!(kind, Kind::Pod | Kind::Secret) => {
                 let at = node.place("apiVersion").unwrap_or(place);
-                self.problem(
-                    at,
-                    None,
-                    format!("{} is served as {}, not {api_version}", kind.name(), kind.api_version()),
-                );
+                let message = format!("{} is served as {}, not {api_version}", kind.name(), kind.api_version());
+                self.problem(at, None, message);
             }
             None if group == identity_crd::GROUP => {
                 let at = node.place("kind").unwrap_or(place);
@@ -231,7 +244,7 @@ impl Reader<'_> {
                 self.problem(at, None, format!("there is no kind `{kind}` in {group}; its kinds are {kinds}"));
             }
             _ => {
-                tracing::debug!(file = %self.file.display(), kind, api_version, "passed over: not a kind that is read here");
+                tracing::debug!(file = %self.file.display(), kind, api_version, "passed over: a kind that is not read here");
             }
         }
     }
@@ -293,7 +306,7 @@ impl Reader<'_> {
                 let message = format!("defined twice in this file; the one on line {} is used", first.place.line);
                 return self.problem(place, label, message);
             }
-            self.parsed.objects.push(Located { key, object: Arc::new(object), place });
+            self.parsed.objects.push(Located { key, object: Arc::new(object), place: self.at(place) });
         }
     }
 
@@ -301,15 +314,14 @@ impl Reader<'_> {
     where
         T: DeserializeOwned + Resource<DynamicType = ()>,
     {
-        let is_json = self.file.extension().is_some_and(|end| end == "json");
         let read = match text {
-            Some(text) if is_json => serde_json::from_str::<T>(text).map_err(|error| {
-                (Place { line: error.line() as u64, column: error.column() as u64 }, error.to_string())
-            }),
+            Some(text) if self.json => {
+                serde_json::from_str::<T>(text).map_err(|error| (Place::from(&error), words::json_type(&error)))
+            }
             Some(text) => serde_saphyr::from_str::<T>(text)
-                .map_err(|error| (error.location().map_or(place, Place::from), words(&error))),
+                .map_err(|error| (error.location().map_or(place, Place::from), words::yaml_type(&error))),
             // An item of a list: its own text is not to be had, its beginning has to do.
-            None => serde_json::from_value::<T>(value).map_err(|error| (place, error.to_string())),
+            None => serde_json::from_value::<T>(value).map_err(|error| (place, words::json_type(&error))),
         };
         match read {
             Ok(mut object) => {
@@ -328,19 +340,20 @@ impl Reader<'_> {
         #[serde(rename_all = "camelCase")]
         struct Wire {
             #[serde(default)]
-            data: Option<BTreeMap<String, String>>,
+            data: Option<BTreeMap<String, Option<String>>>,
             #[serde(default)]
-            string_data: Option<BTreeMap<String, String>>,
+            string_data: Option<BTreeMap<String, Option<String>>>,
         }
         let Ok(wire) = serde_json::from_value::<Wire>(value) else {
             let message =
                 "`data` (base64) and `stringData` (plain) map keys to strings; quote numbers and truth values";
-            self.problem(place, Some(key.to_string()), message);
+            let at = ["data", "stringData"].iter().find_map(|field| not_text(node, field)).unwrap_or(place);
+            self.problem(at, Some(key.to_string()), message);
             return None;
         };
         let mut data = SecretData::new();
         for (field, encoded) in wire.data.unwrap_or_default() {
-            let compact: String = encoded.split_ascii_whitespace().collect();
+            let compact: String = encoded.unwrap_or_default().split_ascii_whitespace().collect();
             let Ok(bytes) = STANDARD.decode(compact) else {
                 let path = format!("data[{field}]");
                 let at = node.place(&path).unwrap_or(place);
@@ -351,7 +364,7 @@ impl Reader<'_> {
         }
         // As the API server does: stringData wins.
         for (field, plain) in wire.string_data.unwrap_or_default() {
-            data.insert(field, SecretBytes::from(plain.into_bytes()));
+            data.insert(field, SecretBytes::from(plain.unwrap_or_default().into_bytes()));
         }
         Some(Object::Secret(Arc::new(data)))
     }
@@ -366,6 +379,18 @@ fn complete(meta: &mut ObjectMeta, key: &Key) {
     }
 }
 
+/// Where something in the map `field` is not a string, or the field itself when that is no map.
+fn not_text(node: &Node, field: &str) -> Option<Place> {
+    match node.get(field)? {
+        Node::Scalar(Value::Null) => None,
+        Node::Map(entries) => entries
+            .iter()
+            .find(|(.., value)| !matches!(value, Node::Scalar(Value::String(_) | Value::Null)))
+            .map(|(_, place, _)| *place),
+        _ => node.place(field),
+    }
+}
+
 fn first(node: &Node) -> Option<Place> {
     match node {
         Node::Map(entries) => entries.first().map(|(_, place, _)| *place),
@@ -373,12 +398,6 @@ fn first(node: &Node) -> Option<Place> {
     }
 }
 
-/// A parser's message without the excerpt of the file and without the place, which is said once.
-fn words(error: &serde_saphyr::Error) -> String {
-    let mut text = error.without_snippet().to_string();
-    if let Some(location) = error.location() {
-        text = text.replace(&format!(" at line {}, column {}", location.line(), location.column()), "");
-        text = text.replace(&format!("line {}, column {}: ", location.line(), location.column()), "");
-    }
-    text
-}
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;
