@@ -90,12 +90,17 @@ async fn holder(cluster: &Cluster) -> String {
 
 async fn team(cluster: &Cluster, ns: &str, pods: usize) {
     cluster.namespace(ns).await;
-    cluster.identity(ns, "i", &principal(1)).await;
-    cluster.binding(ns, "b", "i", "s").await;
     for number in 0..pods {
         cluster.pod(ns, &format!("p-{number}"), "s", Some("node-1")).await;
     }
+    cluster.identity(ns, "i", &principal(1)).await;
+    cluster.binding(ns, "b", "i", "s").await;
     eventually(&format!("{pods} assignments"), async || cluster.assignments(ns).await.len() == pods).await;
+    let binding = path("azureidentitybindings", ns, "b");
+    eventually(&format!("{pods} matched pods"), async || {
+        cluster.get(&binding).await.unwrap()["status"]["matchedPods"] == pods
+    })
+    .await;
 }
 
 /// The other is ready, sees everything, and writes nothing at all.
