@@ -19,7 +19,13 @@ use crate::{AzureIdentity, AzureIdentityBinding};
     namespaced,
     derive = "PartialEq",
     derive = "Default",
-    status = "AzureAssignedIdentityStatus"
+    status = "AzureAssignedIdentityStatus",
+    printcolumn = r#"{"name":"Pod","type":"string","jsonPath":".spec.pod"}"#,
+    printcolumn = r#"{"name":"Binding","type":"string","jsonPath":".spec.azureBindingRef.metadata.name"}"#,
+    printcolumn = r#"{"name":"Identity","type":"string","jsonPath":".spec.azureIdentityRef.metadata.name"}"#,
+    printcolumn = r#"{"name":"Node","type":"string","jsonPath":".spec.nodename"}"#,
+    printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AzureAssignedIdentitySpec {
