@@ -133,6 +133,8 @@ impl PodEntry {
                 && audience::allows(&assignment.binding_audiences, request.resource, "binding", recorder);
             if !allowed {
                 refused = refused.or(Some(assignment));
+                // Another binding to this identity may allow it.
+                pending |= self.expected.iter().any(|e| e.is_for(&assignment.identity.object));
                 recorder.close(Verdict::No);
             } else if assignment.ready {
                 recorder.close(Verdict::Yes);
@@ -148,7 +150,7 @@ impl PodEntry {
             }
         }
         match refused {
-            Some(refused) if !pending && !self.expected.iter().any(|e| e.is_for(&refused.identity.object)) => {
+            Some(refused) if !pending => {
                 Decision::Deny(Deny::Audience(Arc::clone(&self.pod), Arc::clone(refused)))
             }
             _ => self.wait(recorder, || "an assignment that may allow it is still to come".into()),

@@ -7,7 +7,10 @@ use identity_core::{
     object::ObjectKey,
     pod::{Pod, PodPhase, PodRef},
 };
-use identity_crd::{AzureIdentity, AzureIdentityBinding, AzureIdentityBindingSpec, AzureIdentitySpec, SecretReference};
+use identity_crd::{
+    AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus, AzureIdentity, AzureIdentityBinding,
+    AzureIdentityBindingSpec, AzureIdentitySpec, SecretReference,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 pub(crate) const SUBSCRIPTION: &str = "/subscriptions/11111111-1111-1111-1111-111111111111/resourceGroups/rg/providers";
@@ -79,6 +82,26 @@ pub(crate) fn binding(namespace: &str, name: &str, uid: &str, identity: &str) ->
     binding.metadata.uid = Some(uid.into());
     binding.metadata.generation = Some(1);
     binding
+}
+
+/// The assignment of an identity to a pod through a binding, as the controller writes it: named after pod and binding.
+pub(crate) fn assigned(pod: &Pod, identity: &AzureIdentity, binding: &AzureIdentityBinding) -> AzureAssignedIdentity {
+    let pod = &pod.reference;
+    let mut object = AzureAssignedIdentity::new(
+        &format!("{}-{}", pod.name, binding.metadata.name.as_deref().unwrap()),
+        AzureAssignedIdentitySpec {
+            azure_identity_ref: Some(Box::new(identity.clone())),
+            azure_binding_ref: Some(Box::new(binding.clone())),
+            pod: Some(pod.name.to_string()),
+            pod_namespace: Some(pod.namespace.to_string()),
+            pod_uid: Some(pod.uid.to_string()),
+            node_name: Some("node-1".into()),
+            replicas: None,
+        },
+    );
+    object.metadata.namespace = Some(pod.namespace.to_string());
+    object.status = Some(AzureAssignedIdentityStatus { status: Some("Assigned".into()), available_replicas: None });
+    object
 }
 
 pub(crate) fn match_labels(pairs: &[(&str, &str)]) -> LabelSelector {

@@ -1,0 +1,496 @@
+//! What each kind of caller gets for each kind of request, case by case.
+
+#![allow(clippy::unwrap_used, reason = "a failure is the test's")]
+
+mod common;
+
+use common::{assigned, binding, labels, managed_identity, pod_at};
+use identity_core::{
+    lookup::{
+        Binding, Caller, Decision, Deny, NodeIndex, Options, Published, Request, RequestedIdentity, Source, Wait,
+    },
+    pod::{Pod, PodPhase},
+};
+use identity_crd::{AzureIdentity, AzureIdentityBinding, Condition};
+use jiff::Timestamp;
+
+const VAULT: &str = "https://vault.azure.net";
+const STORAGE: &str = "https://storage.azure.com";
+const DEFAULT: RequestedIdentity<'_> = RequestedIdentity::Default;
+
+/// An index with pod `demo/web` (UID `u1`) at 10.0.0.1.
+fn node() -> NodeIndex {
+    let mut index = NodeIndex::new(Options::default());
+    index.apply_pod(web());
+    index
+}
+
+fn web() -> Pod {
+    pod_at("demo", "web", "u1", "10.0.0.1")
+}
+
+fn identity(name: &str) -> AzureIdentity {
+    managed_identity("demo", name, &format!("identity-{name}"))
+}
+
+fn bound(name: &str, identity: &str, weight: i32) -> AzureIdentityBinding {
+    let mut object = binding("demo", name, &format!("binding-{name}"), identity);
+    object.spec.weight = Some(weight);
+    object
+}
+
+fn limited(name: &str, identity: &str, audiences: &[&str]) -> AzureIdentityBinding {
+    let mut object = bound(name, identity, 0);
+    object.spec.audiences = Some(audiences.iter().map(|a| (*a).to_owned()).collect());
+    object
+}
+
+fn assign(index: &mut NodeIndex, identity: &AzureIdentity, binding: &AzureIdentityBinding) {
+    index.apply_assignment(&assigned(&web(), identity, binding)).unwrap();
+}
+
+fn expect(index: &mut NodeIndex, binding: &AzureIdentityBinding) {
+    index.apply_binding(Binding::from(binding));
+}
+
+fn describe(decision: &Decision) -> String {
+    match decision {
+        Decision::Allow(allow) => {
+            let Source::Assignment(assignment) = &allow.source;
+            format!("{} gets {} through {}", allow.pod.uid, assignment.identity.object.name, assignment.binding.name)
+        }
+        Decision::Wait(Wait::UnknownAddress) => "wait: unknown address".into(),
+        Decision::Wait(Wait::AmbiguousAddress) => "wait: ambiguous address".into(),
+        Decision::Wait(Wait::Assignment(pod)) => format!("wait: assignment of {}", pod.uid),
+        Decision::Deny(Deny::HostNetwork) => "deny: host network".into(),
+        Decision::Deny(Deny::AddressChangedHands) => "deny: changed hands".into(),
+        Decision::Deny(Deny::NoBinding(pod)) => format!("deny: no binding for {}", pod.uid),
+        Decision::Deny(Deny::IdentityNotFound(pod)) => format!("deny: not an identity of {}", pod.uid),
+        Decision::Deny(Deny::MultipleIdentities(pod)) => format!("deny: several identities of {}", pod.uid),
+        Decision::Deny(Deny::Audience(_, through)) => format!("deny: audience of {}", through.binding.name),
+    }
+}
+
+fn ask_as(index: &mut NodeIndex, address: &str, pinned: Option<&str>, request: &Request<'_>) -> String {
+    let published = Published::default();
+    index.publish(&published);
+    let snapshot = index.snapshot();
+    let caller = Caller { address: address.parse().unwrap(), pinned };
+    let decision = snapshot.decide(&caller, request, Timestamp::UNIX_EPOCH);
+    let (explained, _) = snapshot.explain(&caller, request, Timestamp::UNIX_EPOCH);
+    assert_eq!(describe(&decision), describe(&explained), "the explanation decides the same");
+    describe(&decision)
+}
+
+fn ask(index: &mut NodeIndex, resource: &str, identity: RequestedIdentity<'_>) -> String {
+    ask_as(index, "10.0.0.1", None, &Request { resource, identity })
+}
+
+/// The default request from an address.
+fn from(index: &mut NodeIndex, address: &str) -> String {
+    ask_as(index, address, None, &Request { resource: VAULT, identity: DEFAULT })
+}
+
+#[test]
+fn the_highest_weight_wins_among_identities() {
+    for (weights, expected) in [
+        ([0, 1], "u1 gets second through b2"),
+        ([5, 1], "u1 gets first through b1"),
+        ([-1, -2], "u1 gets first through b1"),
+        ([3, 3], "deny: several identities of u1"),
+        ([0, 0], "deny: several identities of u1"),
+    ] {
+        let mut node = node();
+        assign(&mut node, &identity("first"), &bound("b1", "first", weights[0]));
+        assign(&mut node, &identity("second"), &bound("b2", "second", weights[1]));
+        assert_eq!(ask(&mut node, VAULT, DEFAULT), expected, "{weights:?}");
+    }
+}
+
+#[test]
+fn weight_comes_before_audience() {
+    let mut node = node();
+    let mut heavy = limited("b1", "first", &[STORAGE]);
+    heavy.spec.weight = Some(2);
+    assign(&mut node, &identity("first"), &heavy);
+    assign(&mut node, &identity("second"), &bound("b2", "second", 1));
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "deny: audience of b1", "never falls through to the lesser identity");
+    assert_eq!(ask(&mut node, STORAGE, DEFAULT), "u1 gets first through b1");
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("client-second")), "u1 gets second through b2");
+}
+
+#[test]
+fn a_tie_is_broken_by_naming_one() {
+    let mut node = node();
+    assign(&mut node, &identity("first"), &bound("b1", "first", 1));
+    assign(&mut node, &identity("second"), &bound("b2", "second", 1));
+    assign(&mut node, &identity("third"), &bound("b3", "third", 0));
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "deny: several identities of u1");
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("client-second")), "u1 gets second through b2");
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("client-third")), "u1 gets third through b3");
+}
+
+#[test]
+fn of_several_bindings_to_one_identity_any_that_allows_will_do() {
+    let mut node = node();
+    assign(&mut node, &identity("one"), &limited("b1", "one", &[STORAGE]));
+    assign(&mut node, &identity("one"), &limited("b2", "one", &[VAULT]));
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b2");
+    assert_eq!(ask(&mut node, STORAGE, DEFAULT), "u1 gets one through b1");
+    assert_eq!(ask(&mut node, "https://graph.microsoft.com", DEFAULT), "deny: audience of b1");
+
+    // Of a lower weight, too: weights choose between identities, not between bindings.
+    let mut heavy = limited("b1", "one", &[STORAGE]);
+    heavy.spec.weight = Some(9);
+    assign(&mut node, &identity("one"), &heavy);
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b2");
+}
+
+#[test]
+fn an_identity_is_named_by_any_of_its_ids_in_any_case() {
+    let mut one = identity("one");
+    one.spec.client_id = Some("AAAAAAAA-0000-4000-8000-00000000000b".into());
+    one.spec.object_id = Some("bbbbbbbb-0000-4000-8000-00000000000C".into());
+    let arm = one.spec.resource_id.clone().unwrap();
+    let (lower, upper) = (arm.to_lowercase(), arm.to_uppercase());
+    let longer = format!("{arm}x");
+    let (yes, no) = ("u1 gets one through b1", "deny: not an identity of u1");
+    for (named, expected) in [
+        (RequestedIdentity::ClientId("aaaaaaaa-0000-4000-8000-00000000000B"), yes),
+        (RequestedIdentity::ClientId("AAAAAAAA-0000-4000-8000-00000000000b"), yes),
+        (RequestedIdentity::ClientId("aaaaaaaa-0000-4000-8000-00000000000c"), no),
+        (RequestedIdentity::ClientId("aaaaaaaa-0000-4000-8000-00000000000"), no),
+        (RequestedIdentity::ClientId(""), no),
+        (RequestedIdentity::ClientId("bbbbbbbb-0000-4000-8000-00000000000c"), no),
+        (RequestedIdentity::ObjectId("BBBBBBBB-0000-4000-8000-00000000000c"), yes),
+        (RequestedIdentity::ObjectId("aaaaaaaa-0000-4000-8000-00000000000b"), no),
+        (RequestedIdentity::ResourceId(&arm), yes),
+        (RequestedIdentity::ResourceId(&lower), yes),
+        (RequestedIdentity::ResourceId(&upper), yes),
+        (RequestedIdentity::ResourceId(&longer), no),
+    ] {
+        let mut node = node();
+        assign(&mut node, &one, &bound("b1", "one", 0));
+        assert_eq!(ask(&mut node, VAULT, named), expected, "{named:?}");
+    }
+}
+
+#[test]
+fn an_identity_that_has_no_such_id_is_not_named_by_an_empty_one() {
+    let mut node = node();
+    let mut one = identity("one");
+    one.spec.client_id = None;
+    one.spec.object_id = Some(String::new());
+    assign(&mut node, &one, &bound("b1", "one", 0));
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("")), "deny: not an identity of u1");
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ObjectId("")), "deny: not an identity of u1");
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b1");
+}
+
+#[test]
+fn another_pods_identity_cannot_be_named() {
+    let mut node = node();
+    let other = pod_at("demo", "other", "u2", "10.0.0.2");
+    node.apply_pod(other.clone());
+    assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+    node.apply_assignment(&assigned(&other, &identity("two"), &bound("b2", "two", 0))).unwrap();
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("client-two")), "deny: not an identity of u1");
+    let request = Request { resource: VAULT, identity: RequestedIdentity::ClientId("client-two") };
+    assert_eq!(ask_as(&mut node, "10.0.0.2", None, &request), "u2 gets two through b2");
+}
+
+#[test]
+fn audiences_are_a_list_of_what_is_allowed() {
+    let denied = "deny: audience of b1";
+    let allowed = "u1 gets one through b1";
+    for (of_identity, of_binding, resource, expected) in [
+        (None, None, "anything", allowed),
+        (Some(vec![]), Some(vec![]), "anything", allowed),
+        (Some(vec![VAULT]), None, VAULT, allowed),
+        (Some(vec![VAULT]), None, "https://vault.azure.net/", allowed),
+        (Some(vec!["https://vault.azure.net/"]), None, VAULT, allowed),
+        (Some(vec!["https://vault.azure.net/"]), None, "https://vault.azure.net//", denied),
+        (Some(vec![VAULT]), None, "https://vault.azure.net.evil.example", denied),
+        (Some(vec![VAULT]), None, "HTTPS://Vault.Azure.Net", allowed),
+        (Some(vec![VAULT]), None, STORAGE, denied),
+        (Some(vec![VAULT, STORAGE]), None, STORAGE, allowed),
+        (None, Some(vec![VAULT]), VAULT, allowed),
+        (None, Some(vec![VAULT]), STORAGE, denied),
+        (Some(vec![VAULT, STORAGE]), Some(vec![STORAGE]), STORAGE, allowed),
+        (Some(vec![VAULT, STORAGE]), Some(vec![STORAGE]), VAULT, denied),
+        (Some(vec![VAULT]), Some(vec![STORAGE]), VAULT, denied),
+        (Some(vec![VAULT]), Some(vec![STORAGE]), STORAGE, denied),
+    ] {
+        let list = |l: &Vec<&str>| l.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        let (mut one, mut binding) = (identity("one"), bound("b1", "one", 0));
+        one.spec.audiences = of_identity.as_ref().map(list);
+        binding.spec.audiences = of_binding.as_ref().map(list);
+        for named in [DEFAULT, RequestedIdentity::ClientId("client-one")] {
+            let mut node = node();
+            assign(&mut node, &one, &binding);
+            assert_eq!(
+                ask(&mut node, resource, named),
+                expected,
+                "{of_identity:?} {of_binding:?} {resource} {named:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_still_to_come_is_waited_for_and_what_is_not_is_refused_at_once() {
+    let (pending, one) = ("wait: assignment of u1", RequestedIdentity::ClientId("client-one"));
+    let mut node = node();
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "deny: no binding for u1");
+    assert_eq!(ask(&mut node, VAULT, one), "deny: no binding for u1");
+
+    let first = bound("b1", "one", 0);
+    expect(&mut node, &first);
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), pending);
+    assert_eq!(ask(&mut node, VAULT, one), pending);
+    assign(&mut node, &identity("one"), &first);
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b1");
+    assert_eq!(
+        ask(&mut node, VAULT, RequestedIdentity::ClientId("client-two")),
+        "deny: not an identity of u1",
+        "nothing more is to come"
+    );
+
+    // Another identity with a lower weight changes nothing; with the same or a higher one it would.
+    expect(&mut node, &bound("b2", "two", -1));
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b1");
+    assert_eq!(ask(&mut node, VAULT, one), "u1 gets one through b1");
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("client-two")), pending, "it may be the one to come");
+    expect(&mut node, &bound("b2", "two", 0));
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), pending, "it would be a tie");
+    expect(&mut node, &bound("b2", "two", 1));
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), pending, "it would win");
+    assert_eq!(ask(&mut node, VAULT, one), "u1 gets one through b1", "a named identity is not waited with");
+
+    node.delete_binding(&bound("b2", "two", 1).metadata_key());
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b1");
+}
+
+trait Key {
+    fn metadata_key(&self) -> identity_core::object::ObjectKey;
+}
+
+impl Key for AzureIdentityBinding {
+    fn metadata_key(&self) -> identity_core::object::ObjectKey {
+        identity_core::lookup::ObjectRef::from(&self.metadata).key()
+    }
+}
+
+#[test]
+fn a_binding_to_come_of_the_same_identity_is_no_rival_but_may_allow_more() {
+    let mut node = node();
+    assign(&mut node, &identity("one"), &limited("b1", "one", &[STORAGE]));
+    let second = limited("b2", "one", &[VAULT]);
+    expect(&mut node, &second);
+    assert_eq!(ask(&mut node, STORAGE, DEFAULT), "u1 gets one through b1");
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "wait: assignment of u1");
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("client-one")), "wait: assignment of u1");
+    assign(&mut node, &identity("one"), &second);
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b2");
+}
+
+#[test]
+fn of_two_identities_that_share_an_id_both_may_have_more_to_come() {
+    let mut node = node();
+    let (mut one, mut two) = (identity("one"), identity("two"));
+    (one.spec.client_id, two.spec.client_id) = (Some("shared".into()), Some("shared".into()));
+    assign(&mut node, &one, &limited("b1", "one", &[STORAGE]));
+    assign(&mut node, &two, &limited("b2", "two", &[STORAGE]));
+    let shared = RequestedIdentity::ClientId("shared");
+    assert_eq!(ask(&mut node, VAULT, shared), "deny: audience of b1");
+    expect(&mut node, &bound("b3", "two", 0));
+    assert_eq!(ask(&mut node, VAULT, shared), "wait: assignment of u1");
+}
+
+#[test]
+fn an_assignment_that_is_not_usable_yet_is_waited_for() {
+    let mut node = node();
+    let mut object = assigned(&web(), &identity("one"), &limited("b1", "one", &[VAULT]));
+    object.status.as_mut().unwrap().status = Some("Created".into());
+    node.apply_assignment(&object).unwrap();
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "wait: assignment of u1");
+    assert_eq!(ask(&mut node, STORAGE, DEFAULT), "deny: audience of b1", "waiting would not help");
+    object.status.as_mut().unwrap().status = Some("Assigned".into());
+    node.apply_assignment(&object).unwrap();
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 gets one through b1");
+}
+
+#[test]
+fn a_binding_of_which_the_controller_says_that_nothing_will_come_is_not_waited_for() {
+    let (wait, deny) = ("wait: assignment of u1", "deny: no binding for u1");
+    for (said, expected) in [
+        (Condition::new("IdentityFound", false, "NotFound", "", Some(1)), deny),
+        (Condition::new("IdentityFound", false, "NotFound", "", None), deny),
+        (Condition::new("IdentityFound", false, "NotFound", "", Some(0)), wait),
+        (Condition::new("IdentityFound", true, "Found", "", Some(1)), wait),
+        (Condition::new("Valid", false, "IdentityUnusable", "", Some(1)), deny),
+        (Condition::new("Valid", false, "Invalid", "", Some(1)), wait),
+    ] {
+        let mut node = node();
+        let mut binding = bound("b1", "one", 0);
+        let what = format!("{said:?}");
+        binding.status.get_or_insert_default().conditions.push(said);
+        expect(&mut node, &binding);
+        assert_eq!(ask(&mut node, VAULT, DEFAULT), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_connection_stays_with_the_pod_it_began_with() {
+    let mut node = node();
+    assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+    let request = Request { resource: VAULT, identity: DEFAULT };
+    assert_eq!(ask_as(&mut node, "10.0.0.1", Some("u1"), &request), "u1 gets one through b1");
+    assert_eq!(ask_as(&mut node, "10.0.0.1", Some("u0"), &request), "deny: changed hands");
+    assert_eq!(ask_as(&mut node, "10.0.0.1", Some(""), &request), "deny: changed hands");
+
+    // The address goes to another pod, which has the same identity.
+    node.delete_pod(&web().key());
+    let next = pod_at("demo", "next", "u2", "10.0.0.1");
+    node.apply_pod(next.clone());
+    node.apply_assignment(&assigned(&next, &identity("one"), &bound("b1", "one", 0))).unwrap();
+    assert_eq!(ask_as(&mut node, "10.0.0.1", Some("u1"), &request), "deny: changed hands");
+    assert_eq!(ask_as(&mut node, "10.0.0.1", Some("u2"), &request), "u2 gets one through b1");
+    assert_eq!(ask_as(&mut node, "10.0.0.1", None, &request), "u2 gets one through b1");
+}
+
+#[test]
+fn an_address_that_is_used_again_brings_nothing_of_its_former_pod() {
+    let mut node = node();
+    assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+    node.delete_pod(&web().key());
+    assert_eq!(from(&mut node, "10.0.0.1"), "wait: unknown address");
+    node.apply_pod(Pod { labels: labels(&[]), ..pod_at("demo", "next", "u2", "10.0.0.1") });
+    assert_eq!(from(&mut node, "10.0.0.1"), "deny: no binding for u2");
+}
+
+#[test]
+fn a_pod_re_created_under_its_name_has_nothing_of_the_former() {
+    let mut node = node();
+    expect(&mut node, &bound("b1", "one", 0));
+    assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+    let again = pod_at("demo", "web", "u2", "10.0.0.1");
+    // The watch may compress the deletion away.
+    node.apply_pod(again.clone());
+    assert_eq!(from(&mut node, "10.0.0.1"), "wait: assignment of u2");
+    node.apply_assignment(&assigned(&again, &identity("one"), &bound("b1", "one", 0))).unwrap();
+    assert_eq!(from(&mut node, "10.0.0.1"), "u2 gets one through b1");
+}
+
+#[test]
+fn an_assignment_without_pod_uid_counts_only_where_the_operator_said_so() {
+    for (without_pod_uid, expected) in [(false, "deny: no binding for u1"), (true, "u1 gets one through b1")] {
+        let mut node = NodeIndex::new(Options { without_pod_uid, ..Options::default() });
+        node.apply_pod(web());
+        let mut object = assigned(&web(), &identity("one"), &bound("b1", "one", 0));
+        object.spec.pod_uid = None;
+        assert_eq!(node.apply_assignment(&object).is_ok(), without_pod_uid);
+        assert_eq!(from(&mut node, "10.0.0.1"), expected);
+    }
+}
+
+#[test]
+fn an_address_with_two_pods_is_nobodys_until_one_is_gone() {
+    let mut node = node();
+    assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+    let other = pod_at("demo", "other", "u2", "10.0.0.1");
+    node.apply_pod(other.clone());
+    assert_eq!(from(&mut node, "10.0.0.1"), "wait: ambiguous address");
+    node.apply_pod(Pod { phase: PodPhase::Succeeded, ..other.clone() });
+    assert_eq!(from(&mut node, "10.0.0.1"), "u1 gets one through b1", "a finished pod has no address");
+    node.apply_pod(other.clone());
+    node.delete_pod(&other.key());
+    assert_eq!(from(&mut node, "10.0.0.1"), "u1 gets one through b1");
+}
+
+#[test]
+fn every_address_of_a_pod_counts() {
+    let mut node = node();
+    let addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+    node.apply_pod(Pod { addresses, ..web() });
+    assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+    for (address, expected) in [
+        ("10.0.0.1", "u1 gets one through b1"),
+        ("fd00::1", "u1 gets one through b1"),
+        ("::ffff:10.0.0.1", "u1 gets one through b1"),
+        ("10.0.0.2", "wait: unknown address"),
+        ("::10.0.0.1", "wait: unknown address"),
+    ] {
+        assert_eq!(from(&mut node, address), expected, "{address}");
+    }
+    node.apply_pod(web());
+    assert_eq!(from(&mut node, "fd00::1"), "wait: unknown address", "it has this address no longer");
+}
+
+#[test]
+fn phases() {
+    let served = "u1 gets one through b1";
+    for (phase, deleting, expected) in [
+        (PodPhase::Pending, false, served),
+        (PodPhase::Running, false, served),
+        (PodPhase::Running, true, served),
+        (PodPhase::Pending, true, served),
+        (PodPhase::Unknown, false, served),
+        (PodPhase::Succeeded, false, "wait: unknown address"),
+        (PodPhase::Failed, false, "wait: unknown address"),
+        (PodPhase::Failed, true, "wait: unknown address"),
+    ] {
+        let mut node = node();
+        assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+        node.apply_pod(Pod { phase, deleting, ..web() });
+        assert_eq!(from(&mut node, "10.0.0.1"), expected, "{phase:?} {deleting}");
+    }
+}
+
+#[test]
+fn the_nodes_network_is_refused_whoever_claims_the_address() {
+    let mut node = node();
+    assign(&mut node, &identity("one"), &bound("b1", "one", 0));
+    let host = Pod { host_network: true, ..pod_at("kube-system", "proxy", "u9", "10.0.0.1") };
+    node.apply_pod(host.clone());
+    assert_eq!(from(&mut node, "10.0.0.1"), "deny: host network");
+    node.delete_pod(&host.key());
+    assert_eq!(from(&mut node, "10.0.0.1"), "u1 gets one through b1");
+
+    node.set_node_addresses(["10.0.0.1".parse().unwrap(), "::ffff:10.0.0.9".parse().unwrap()]);
+    assert_eq!(from(&mut node, "10.0.0.1"), "deny: host network");
+    assert_eq!(from(&mut node, "10.0.0.9"), "deny: host network");
+    node.set_node_addresses([]);
+    assert_eq!(from(&mut node, "10.0.0.1"), "u1 gets one through b1");
+    assert_eq!(from(&mut node, "10.0.0.9"), "wait: unknown address");
+}
+
+#[test]
+fn namespaces_are_apart_unless_the_operator_said_otherwise() {
+    for (cluster_wide, expected) in [(false, "deny: no binding for u1"), (true, "u1 gets one through b1")] {
+        let mut node = NodeIndex::new(Options { cluster_wide, ..Options::default() });
+        node.apply_pod(web());
+        let far = binding("far", "b1", "binding-b1", "one");
+        expect(&mut node, &far);
+        let object = assigned(&web(), &managed_identity("far", "one", "i"), &far);
+        assert_eq!(node.apply_assignment(&object).is_ok(), cluster_wide);
+        assert_eq!(from(&mut node, "10.0.0.1"), expected);
+    }
+}
+
+#[test]
+fn publishing_says_whether_a_decision_could_have_changed() {
+    let (mut node, published) = (node(), Published::default());
+    assert!(node.publish(&published));
+    assert!(!node.publish(&published), "nothing happened");
+    node.apply_pod(Pod { deleting: true, ..web() });
+    assert!(!node.publish(&published), "a pod that terminates is served as before");
+    let object = assigned(&web(), &identity("one"), &bound("b1", "one", 0));
+    node.apply_assignment(&object).unwrap();
+    assert!(node.publish(&published));
+    node.apply_assignment(&object).unwrap();
+    assert!(!node.publish(&published), "the same again");
+    node.apply_pod(pod_at("demo", "silent", "u2", "10.0.0.2"));
+    node.delete_pod(&pod_at("demo", "silent", "u2", "10.0.0.2").key());
+    assert!(!node.publish(&published), "came and went");
+}

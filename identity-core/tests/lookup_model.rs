@@ -1,0 +1,547 @@
+//! The node's index against a plain recomputation: after any history of pods, assignments and bindings, the published
+//! snapshot decides every address and request as a reading of the documentation, with loops over everything, does.
+
+#![allow(clippy::unwrap_used, reason = "a failure is the test's")]
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use common::{assigned, binding, key, labels, managed_identity, match_labels, naive_selects, pod, service_principal};
+use identity_core::{
+    lookup::{
+        Binding, Caller, Decision, Deny, NodeIndex, Options, Published, Request, RequestedIdentity, Source, Wait,
+    },
+    object::ObjectKey,
+    pod::{Pod, PodPhase},
+};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, Condition};
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+const ADDRESSES: [&str; 5] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2"];
+const VAULT: &str = "https://vault.azure.net";
+const STORAGE: &str = "https://storage.azure.com";
+
+/// Three pods, identities and bindings, in two namespaces.
+fn name_of(i: u8) -> ObjectKey {
+    [key("a", "x"), key("a", "y"), key("b", "x")][usize::from(i % 3)].clone()
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Pod { i: u8, addresses: u8, label: bool, app: bool, phase: u8, host: bool, deleting: bool },
+    Recreate { i: u8, told: bool },
+    DeletePod(u8),
+    RelistPods { keep: u8 },
+    Assign { pod: u8, identity: u8, binding: u8, form: u8, weight: i32, ready: bool, audiences: u8, of: u8 },
+    Unassign(u8),
+    RelistAssignments { keep: u8 },
+    Binding { i: u8, identity: u8, selection: u8, weight: i32, hopeless: u8 },
+    RecreateBinding(u8),
+    DeleteBinding(u8),
+    RelistBindings { keep: u8 },
+    NodeAddresses(u8),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let i = any::<u8>;
+    let rarely = || prop::bool::weighted(0.1);
+    prop_oneof![
+        6 => (i(), i(), prop::bool::weighted(0.8), any::<bool>(), 0..10u8, rarely(), any::<bool>()).prop_map(
+            |(i, addresses, label, app, phase, host, deleting)| {
+                Op::Pod { i, addresses, label, app, phase, host, deleting }
+            }
+        ),
+        2 => (i(), any::<bool>()).prop_map(|(i, told)| Op::Recreate { i, told }),
+        1 => i().prop_map(Op::DeletePod),
+        1 => i().prop_map(|keep| Op::RelistPods { keep }),
+        10 => (i(), i(), i(), 0..16u8, 0..3i32, prop::bool::weighted(0.8), i(), 0..6u8).prop_map(
+            |(pod, identity, binding, form, weight, ready, audiences, of)| {
+                Op::Assign { pod, identity, binding, form, weight, ready, audiences, of }
+            }
+        ),
+        2 => i().prop_map(Op::Unassign),
+        1 => i().prop_map(|keep| Op::RelistAssignments { keep }),
+        4 => (i(), i(), 0..5u8, 0..3i32, 0..8u8).prop_map(|(i, identity, selection, weight, hopeless)| {
+            Op::Binding { i, identity, selection, weight, hopeless }
+        }),
+        1 => i().prop_map(Op::RecreateBinding),
+        2 => i().prop_map(Op::DeleteBinding),
+        1 => i().prop_map(|keep| Op::RelistBindings { keep }),
+        1 => (0..16u8).prop_map(Op::NodeAddresses),
+    ]
+}
+
+/// What the node was told, and the index that was told it.
+struct World {
+    options: Options,
+    index: NodeIndex,
+    published: Published,
+    serial: u32,
+    node: BTreeSet<IpAddr>,
+    pods: BTreeMap<ObjectKey, Pod>,
+    /// UIDs that pods of a name had before.
+    former: BTreeMap<ObjectKey, String>,
+    assignments: BTreeMap<ObjectKey, AzureAssignedIdentity>,
+    bindings: BTreeMap<ObjectKey, AzureIdentityBinding>,
+}
+
+fn kept<T>(map: &mut BTreeMap<ObjectKey, T>, keep: u8) {
+    let mut place = 0;
+    map.retain(|_, _| {
+        place += 1;
+        keep >> (place % 8) & 1 == 1
+    });
+}
+
+impl World {
+    fn new(options: Options) -> Self {
+        Self {
+            index: NodeIndex::new(options.clone()),
+            options,
+            published: Published::default(),
+            serial: 0,
+            node: BTreeSet::new(),
+            pods: BTreeMap::new(),
+            former: BTreeMap::new(),
+            assignments: BTreeMap::new(),
+            bindings: BTreeMap::new(),
+        }
+    }
+
+    fn uid(&mut self, what: &str) -> String {
+        self.serial += 1;
+        format!("{what}-{}", self.serial)
+    }
+
+    fn put_binding(&mut self, key: ObjectKey, object: AzureIdentityBinding) {
+        self.index.apply_binding(Binding::from(&object));
+        self.bindings.insert(key, object);
+    }
+
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::Pod { i, addresses, label, app, phase, host, deleting } => {
+                let name = name_of(i);
+                let uid = match self.pods.get(&name) {
+                    Some(pod) => pod.reference.uid.to_string(),
+                    None => self.uid("pod"),
+                };
+                let mut object = pod(&name.namespace, &name.name, &uid);
+                object.labels = if label { labels(&[("aadpodidbinding", "demo")]) } else { labels(&[]) };
+                if app {
+                    object.labels.insert("app".into(), "web".into());
+                }
+                // One address more often than two.
+                object.addresses = ADDRESSES
+                    .iter()
+                    .enumerate()
+                    .filter(|(n, _)| usize::from(addresses % 5) == *n || (addresses > 200 && *n == 3))
+                    .map(|(_, address)| address.parse().unwrap())
+                    .collect();
+                object.phase = match phase {
+                    0 => PodPhase::Succeeded,
+                    1 => PodPhase::Failed,
+                    2 => PodPhase::Pending,
+                    3 => PodPhase::Unknown,
+                    _ => PodPhase::Running,
+                };
+                object.host_network = host;
+                object.deleting = deleting;
+                self.index.apply_pod(object.clone());
+                self.pods.insert(name, object);
+            }
+            Op::Recreate { i, told } => {
+                let name = name_of(i);
+                let Some(mut object) = self.pods.get(&name).cloned() else { return };
+                self.former.insert(name.clone(), object.reference.uid.to_string());
+                object.reference = pod(&name.namespace, &name.name, &self.uid("pod")).reference;
+                if told {
+                    self.index.delete_pod(&name);
+                }
+                self.index.apply_pod(object.clone());
+                self.pods.insert(name, object);
+            }
+            Op::DeletePod(i) => {
+                self.index.delete_pod(&name_of(i));
+                self.pods.remove(&name_of(i));
+            }
+            Op::RelistPods { keep } => {
+                kept(&mut self.pods, keep);
+                self.index.reset_pods(self.pods.values().cloned().collect());
+            }
+            Op::Assign { pod: i, identity, binding: b, form, weight, ready, audiences, of } => {
+                self.assign(i, identity, b, form, weight, ready, audiences, of);
+            }
+            Op::Unassign(which) => {
+                let keys: Vec<ObjectKey> = self.assignments.keys().cloned().collect();
+                let Some(key) = keys.get(usize::from(which) % keys.len().max(1)) else { return };
+                self.index.delete_assignment(key);
+                self.assignments.remove(key);
+            }
+            Op::RelistAssignments { keep } => {
+                kept(&mut self.assignments, keep);
+                let objects: Vec<_> = self.assignments.values().cloned().collect();
+                self.index.reset_assignments(&objects);
+            }
+            Op::Binding { i, identity, selection, weight, hopeless } => {
+                let name = name_of(i);
+                let uid = match self.bindings.get(&name) {
+                    Some(object) => object.metadata.uid.clone().unwrap(),
+                    None => self.uid("binding"),
+                };
+                let mut object = binding(&name.namespace, &name.name, &uid, &name_of(identity).name);
+                object.spec.weight = Some(weight);
+                match selection {
+                    0 => object.spec.selector = Some("other".into()),
+                    1 => {
+                        object.spec.selector = None;
+                        object.spec.pod_selector = Some(match_labels(&[("app", "web")]));
+                    }
+                    2 => object.spec.service_accounts = Some(vec!["default".into()]),
+                    _ => {}
+                }
+                // What the controller says of it: of this generation, of an older one, or something else.
+                let said: &[(&str, bool, &str, i64)] = match hopeless {
+                    0 => &[("IdentityFound", false, "NotFound", 1)],
+                    1 => &[("Valid", false, "IdentityUnusable", 1)],
+                    2 => &[("IdentityFound", false, "NotFound", 0)],
+                    3 => &[("Valid", false, "Invalid", 1), ("IdentityFound", true, "Found", 1)],
+                    _ => &[],
+                };
+                object.status.get_or_insert_default().conditions = said
+                    .iter()
+                    .map(|(t, holds, reason, g)| Condition::new(*t, *holds, *reason, "", Some(*g)))
+                    .collect();
+                self.put_binding(name, object);
+            }
+            Op::RecreateBinding(i) => {
+                let Some(mut object) = self.bindings.get(&name_of(i)).cloned() else { return };
+                object.metadata.uid = Some(self.uid("binding"));
+                self.put_binding(name_of(i), object);
+            }
+            Op::DeleteBinding(i) => {
+                self.index.delete_binding(&name_of(i));
+                self.bindings.remove(&name_of(i));
+            }
+            Op::RelistBindings { keep } => {
+                kept(&mut self.bindings, keep);
+                self.index.reset_bindings(self.bindings.values().map(Binding::from).collect());
+            }
+            Op::NodeAddresses(mask) => {
+                let listed = ADDRESSES.iter().enumerate().filter(|(n, _)| *n == usize::from(mask));
+                self.node = listed.map(|(_, address)| address.parse().unwrap()).collect();
+                self.index.set_node_addresses(self.node.iter().copied());
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "an operation's parts")]
+    fn assign(&mut self, i: u8, identity: u8, b: u8, form: u8, weight: i32, ready: bool, audiences: u8, of: u8) {
+        let (name, mut identity_name) = (name_of(i), name_of(identity));
+        let uid = match (of, self.pods.get(&name), self.former.get(&name)) {
+            (0, _, Some(former)) => former.clone(),
+            (_, Some(pod), _) => pod.reference.uid.to_string(),
+            _ => "nobody".into(),
+        };
+        let holder = pod(&name.namespace, &name.name, &uid);
+        // Mostly what the controller would write: binding and identity of the pod's namespace.
+        let mut binding_name = name_of(b);
+        if form != 0 {
+            binding_name.namespace = name.namespace.clone();
+        }
+        if form != 1 {
+            identity_name.namespace = binding_name.namespace.clone();
+        }
+        let identity_uid = if form == 2 { "another".into() } else { format!("identity-{identity_name}") };
+        let mut identity = match form {
+            3 | 4 => service_principal(&identity_name.namespace, &identity_name.name, &identity_uid),
+            _ => managed_identity(&identity_name.namespace, &identity_name.name, &identity_uid),
+        };
+        let spec = &mut identity.spec;
+        spec.object_id = Some(format!("object-{}", identity_name.name));
+        match form {
+            4 => spec.client_password.as_mut().unwrap().namespace = Some("elsewhere".into()),
+            5 => spec.resource_id = Some("nonsense".into()),
+            6 => spec.client_id = Some("client-shared".into()),
+            7 => spec.client_id = None,
+            _ => {}
+        }
+        let list = |bits: u8| match bits % 4 {
+            0 => Some(vec![format!("{VAULT}/")]),
+            1 => Some(vec![STORAGE.to_owned(), "https://x".to_owned()]),
+            2 => Some(vec![]),
+            _ => None,
+        };
+        spec.audiences = if audiences < 100 { list(audiences) } else { None };
+        let uid = match self.bindings.get(&binding_name) {
+            Some(object) => object.metadata.uid.clone().unwrap(),
+            None => "binding-gone".into(),
+        };
+        let mut binding = binding(&binding_name.namespace, &binding_name.name, &uid, &identity_name.name);
+        binding.spec.weight = Some(weight);
+        binding.spec.audiences = list(audiences / 4);
+        let mut object = assigned(&holder, &identity, &binding);
+        if !ready {
+            object.status.get_or_insert_default().status = Some("Created".into());
+        }
+        match form {
+            8 => object.spec.pod_uid = None,
+            9 => object.metadata.namespace = Some("elsewhere".into()),
+            10 => object.spec.azure_binding_ref = None,
+            11 => {
+                object.spec.pod_uid = None;
+                object.metadata.namespace = Some("default".into());
+            }
+            _ => {}
+        }
+        let _ = self.index.apply_assignment(&object);
+        let own = key(object.metadata.namespace.as_deref().unwrap(), object.metadata.name.as_deref().unwrap());
+        self.assignments.insert(own, object);
+    }
+
+    /// Publishes, and compares every decision with the plain reading.
+    fn check(&mut self) {
+        self.index.publish(&self.published);
+        let snapshot = self.published.load();
+        let shouted = "CLIENT-X";
+        let resource_id = managed_identity("a", "y", "").spec.resource_id.unwrap().to_uppercase();
+        let requests = [
+            (RequestedIdentity::Default, VAULT),
+            (RequestedIdentity::Default, "https://storage.azure.com/"),
+            (RequestedIdentity::ClientId(shouted), VAULT),
+            (RequestedIdentity::ClientId("client-shared"), STORAGE),
+            (RequestedIdentity::ObjectId("Object-y"), VAULT),
+            (RequestedIdentity::ResourceId(&resource_id), VAULT),
+            (RequestedIdentity::ClientId("client-absent"), VAULT),
+        ];
+        for address in ADDRESSES {
+            let address: IpAddr = address.parse().unwrap();
+            for (identity, resource) in requests {
+                let request = Request { resource, identity };
+                for pinned in [None, Some("pod-1")] {
+                    // An IPv4 address may come in IPv6 form.
+                    let peer = match address {
+                        IpAddr::V4(v4) if pinned.is_some() => v4.to_ipv6_mapped().into(),
+                        other => other,
+                    };
+                    let decision = snapshot.decide(&Caller { address: peer, pinned }, &request, Timestamp::UNIX_EPOCH);
+                    let expected = self.naive(address, pinned, &request);
+                    assert!(
+                        agree(&decision, &expected),
+                        "{address} {pinned:?} {request:?}\ndecided: {decision:?}\nexpected: {expected:?}"
+                    );
+                    if let Decision::Allow(allow) = &decision {
+                        self.check_content(allow);
+                    }
+                    let (explained, _) =
+                        snapshot.explain(&Caller { address: peer, pinned }, &request, Timestamp::UNIX_EPOCH);
+                    assert!(agree(&explained, &expected), "the explanation decides otherwise: {explained:?}");
+                }
+            }
+        }
+    }
+
+    /// What is handed on is what the assignment says now.
+    fn check_content(&self, allow: &identity_core::lookup::Allow) {
+        let Source::Assignment(assignment) = &allow.source;
+        let object = &self.assignments[&assignment.object.key()];
+        let (identity, binding) =
+            (object.spec.azure_identity_ref.as_ref().unwrap(), object.spec.azure_binding_ref.as_ref().unwrap());
+        assert_eq!(assignment.identity.client_id.as_deref(), identity.spec.client_id.as_deref());
+        assert_eq!(assignment.identity.resource_id.as_deref(), identity.spec.resource_id.as_deref());
+        assert_eq!(Some(&*assignment.identity.object.uid), identity.metadata.uid.as_deref());
+        assert_eq!(Some(&*assignment.binding.uid), binding.metadata.uid.as_deref());
+        assert_eq!(Some(assignment.weight), binding.spec.weight);
+        assert_eq!(allow.until, None);
+    }
+
+    /// Assignments that are for this pod, by UID where they have one, and that a node may serve.
+    fn naive_assignments(&self, pod: &Pod) -> Vec<(&ObjectKey, &AzureIdentity, &AzureIdentityBinding, bool)> {
+        let wide = self.options.cluster_wide;
+        let mut out = Vec::new();
+        for (own, object) in &self.assignments {
+            let spec = &object.spec;
+            let for_pod = spec.pod.as_deref() == Some(&*pod.reference.name)
+                && spec.pod_namespace.as_deref() == Some(&*pod.reference.namespace);
+            let this_one = match spec.pod_uid.as_deref() {
+                Some(uid) => uid == &*pod.reference.uid && own.namespace == pod.reference.namespace,
+                None => self.options.without_pod_uid,
+            };
+            let (Some(identity), Some(binding)) = (&spec.azure_identity_ref, &spec.azure_binding_ref) else { continue };
+            let usable = match identity.spec.type_ {
+                None => identity.spec.resource_id.as_deref() != Some("nonsense"),
+                Some(_) => {
+                    let elsewhere = identity.spec.client_password.as_ref().unwrap().namespace.is_some();
+                    (wide || !elsewhere) && identity.spec.client_id.is_some()
+                }
+            };
+            let (of_identity, of_binding) =
+                (identity.metadata.namespace.as_deref().unwrap(), binding.metadata.namespace.as_deref().unwrap());
+            let near = of_identity == of_binding && (wide || of_binding == &*pod.reference.namespace);
+            if for_pod && this_one && usable && near {
+                let ready = object.status.as_ref().unwrap().status.as_deref() == Some("Assigned");
+                out.push((own, &**identity, &**binding, ready));
+            }
+        }
+        out
+    }
+
+    /// Bindings that select the pod, that may come to something, and that have no assignment yet.
+    fn naive_expected(&self, pod: &Pod) -> Vec<&AzureIdentityBinding> {
+        let there = self.naive_assignments(pod);
+        let mut out = Vec::new();
+        for (own, object) in &self.bindings {
+            let reaches = self.options.cluster_wide || own.namespace == pod.reference.namespace;
+            let hopeless = object.status.iter().flat_map(|s| &s.conditions).any(|c| {
+                c.status == identity_crd::ConditionStatus::False
+                    && c.observed_generation == object.metadata.generation
+                    && (c.type_ == "IdentityFound" || c.reason == "IdentityUnusable")
+            });
+            let has = there.iter().any(|(_, _, binding, _)| {
+                binding.metadata.uid == object.metadata.uid
+                    && binding.metadata.name == object.metadata.name
+                    && binding.metadata.namespace == object.metadata.namespace
+            });
+            if reaches && !hopeless && !has && naive_selects(&object.spec, pod) {
+                out.push(object);
+            }
+        }
+        out
+    }
+
+    fn naive(&self, address: IpAddr, pinned: Option<&str>, request: &Request<'_>) -> Naive {
+        let owners: Vec<&Pod> = self
+            .pods
+            .values()
+            .filter(|p| !matches!(p.phase, PodPhase::Succeeded | PodPhase::Failed) && p.addresses.contains(&address))
+            .collect();
+        if self.node.contains(&address) || owners.iter().any(|p| p.host_network) {
+            return Naive::HostNetwork;
+        }
+        let pod = match owners.as_slice() {
+            [] => return Naive::UnknownAddress,
+            [pod] => *pod,
+            _ => return Naive::AmbiguousAddress,
+        };
+        let uid = pod.reference.uid.to_string();
+        if pinned.is_some_and(|pinned| pinned != uid) {
+            return Naive::ChangedHands;
+        }
+        let (there, expected) = (self.naive_assignments(pod), self.naive_expected(pod));
+        if there.is_empty() && expected.is_empty() {
+            return Naive::NoBinding(uid);
+        }
+        if there.is_empty() {
+            return Naive::Pending(uid);
+        }
+        let same = |id: Option<&String>, wanted: &str| id.is_some_and(|id| id.to_lowercase() == wanted.to_lowercase());
+        let named = |identity: &AzureIdentity| match request.identity {
+            RequestedIdentity::Default => false,
+            RequestedIdentity::ClientId(id) => same(identity.spec.client_id.as_ref(), id),
+            RequestedIdentity::ObjectId(id) => same(identity.spec.object_id.as_ref(), id),
+            RequestedIdentity::ResourceId(id) => same(identity.spec.resource_id.as_ref(), id),
+        };
+        let which = |o: &AzureIdentity| (o.metadata.namespace.clone(), o.metadata.name.clone(), o.metadata.uid.clone());
+        let weight = |b: &AzureIdentityBinding| b.spec.weight.unwrap();
+        let is_for = |b: &AzureIdentityBinding, i: &AzureIdentity| {
+            b.metadata.namespace == i.metadata.namespace && b.spec.azure_identity == i.metadata.name
+        };
+        let chosen: Vec<_> = if request.identity == RequestedIdentity::Default {
+            let top = there.iter().map(|(_, _, b, _)| weight(b)).max().unwrap();
+            let leading: BTreeSet<_> =
+                there.iter().filter(|(_, _, b, _)| weight(b) == top).map(|(_, i, _, _)| which(i)).collect();
+            if expected.iter().any(|b| weight(b) > top) {
+                return Naive::Pending(uid);
+            }
+            if leading.len() > 1 {
+                return Naive::Multiple(uid);
+            }
+            let chosen: Vec<_> = there.iter().filter(|(_, i, _, _)| leading.contains(&which(i))).collect();
+            if expected.iter().any(|b| weight(b) == top && !is_for(b, chosen[0].1)) {
+                return Naive::Pending(uid);
+            }
+            chosen
+        } else {
+            there.iter().filter(|(_, i, _, _)| named(i)).collect()
+        };
+        if chosen.is_empty() {
+            return if expected.is_empty() { Naive::NotFound(uid) } else { Naive::Pending(uid) };
+        }
+        let bare = |text: &str| text.strip_suffix('/').unwrap_or(text).to_owned();
+        let lists = |list: Option<&Vec<String>>| {
+            list.is_none_or(|l| l.is_empty() || l.iter().any(|a| bare(a) == bare(request.resource)))
+        };
+        let allowing: Vec<_> = chosen
+            .iter()
+            .filter(|(_, i, b, _)| lists(i.spec.audiences.as_ref()) && lists(b.spec.audiences.as_ref()))
+            .collect();
+        let usable: BTreeSet<ObjectKey> =
+            allowing.iter().filter(|(_, _, _, ready)| *ready).map(|(own, ..)| (*own).clone()).collect();
+        if !usable.is_empty() {
+            return Naive::Allow(uid, usable);
+        }
+        let may_come = expected.iter().any(|b| chosen.iter().any(|(_, i, _, _)| is_for(b, i)));
+        if !allowing.is_empty() || may_come { Naive::Pending(uid) } else { Naive::Audience(uid) }
+    }
+}
+
+/// A decision, and the UID of the pod it is about.
+#[derive(Debug)]
+enum Naive {
+    /// Through any of these assignments.
+    Allow(String, BTreeSet<ObjectKey>),
+    UnknownAddress,
+    AmbiguousAddress,
+    Pending(String),
+    HostNetwork,
+    ChangedHands,
+    NoBinding(String),
+    NotFound(String),
+    Multiple(String),
+    Audience(String),
+}
+
+fn agree(decision: &Decision, expected: &Naive) -> bool {
+    match (decision, expected) {
+        (Decision::Allow(allow), Naive::Allow(uid, through)) => {
+            let Source::Assignment(assignment) = &allow.source;
+            *allow.pod.uid == **uid && through.contains(&assignment.object.key())
+        }
+        (Decision::Wait(Wait::UnknownAddress), Naive::UnknownAddress)
+        | (Decision::Wait(Wait::AmbiguousAddress), Naive::AmbiguousAddress)
+        | (Decision::Deny(Deny::HostNetwork), Naive::HostNetwork)
+        | (Decision::Deny(Deny::AddressChangedHands), Naive::ChangedHands) => true,
+        (Decision::Wait(Wait::Assignment(pod)), Naive::Pending(uid))
+        | (Decision::Deny(Deny::NoBinding(pod)), Naive::NoBinding(uid))
+        | (Decision::Deny(Deny::IdentityNotFound(pod)), Naive::NotFound(uid))
+        | (Decision::Deny(Deny::MultipleIdentities(pod)), Naive::Multiple(uid))
+        | (Decision::Deny(Deny::Audience(pod, _)), Naive::Audience(uid)) => *pod.uid == **uid,
+        _ => false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2048, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_decision_agrees_with_recomputation(
+        cluster_wide in any::<bool>(),
+        without_pod_uid in any::<bool>(),
+        ops in prop::collection::vec(op(), 1..60),
+    ) {
+        let mut world = World::new(Options { cluster_wide, without_pod_uid });
+        for (n, op) in ops.into_iter().enumerate() {
+            world.step(op);
+            // Changes come in bursts, too.
+            if n % 3 != 1 {
+                world.check();
+            }
+        }
+        world.check();
+    }
+}
