@@ -168,7 +168,8 @@ impl Cluster {
     }
 
     /// Waits until the controller has seen everything that was done before this call, and has done what follows from it: it
-    /// handles things in order, so something new of each kind is given to it and its whole effect awaited.
+    /// handles things in order, so something new of each kind is given to it and its whole effect awaited. To be called
+    /// before its writes are counted: a write shows in the audit log a little after its effect.
     pub(crate) async fn settle(&self) {
         let namespace = format!("settle-{}", self.mark().await);
         self.namespace(&namespace).await;
