@@ -251,10 +251,12 @@ impl World {
         let holder = pod(&name.namespace, &name.name, &uid);
         // Mostly what the controller would write: binding and identity of the pod's namespace.
         let mut binding_name = name_of(b);
-        if form != 0 {
+        if form != 0 && form != 12 {
             binding_name.namespace = name.namespace.clone();
         }
-        if form != 1 {
+        if form == 12 {
+            identity_name.namespace = name.namespace.clone();
+        } else if form != 1 {
             identity_name.namespace = binding_name.namespace.clone();
         }
         let identity_uid = if form == 2 { "another".into() } else { format!("identity-{identity_name}") };
