@@ -19,7 +19,7 @@ use identity_lab::{
     node::{
         cleanup,
         enter::{self, Enter},
-        hold::{self, API_DOWN, Options, Parts},
+        hold::{self, API_DOWN, API_DOWN_IN_FORCE, Options, Parts},
         place::Place,
         record::{PodRecord, ProcessRecord, Record},
     },
@@ -243,6 +243,16 @@ fn fault(place: &Place, switches: &[String]) -> anyhow::Result<()> {
                 {
                     return Err(error.into());
                 }
+                // The lab sees the file, cuts what is open, and says so.
+                let sign = place.file(API_DOWN_IN_FORCE);
+                let follows = async {
+                    while sign.exists() != state {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(5), follows)
+                    .await
+                    .with_context(|| format!("{API_DOWN}: the lab did not follow within 5 s"))?;
             } else {
                 control::set_fault(&socket, name, state)
                     .await

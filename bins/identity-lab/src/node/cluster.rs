@@ -70,7 +70,7 @@ pub(super) struct Cluster {
     /// Pods of the manifests that the API server accepted.
     accepted: BTreeSet<(String, String)>,
     namespaces: BTreeSet<String>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// What the node has to do about its pods.
@@ -124,7 +124,7 @@ impl Cluster {
             applied: BTreeMap::new(),
             accepted: BTreeSet::new(),
             namespaces: BTreeSet::new(),
-            _tasks: tasks,
+            tasks,
         })
     }
 
@@ -302,7 +302,9 @@ impl Cluster {
         failures
     }
 
-    pub(super) async fn stop(self) {
+    pub(super) async fn stop(mut self) {
+        // An API server that is stopped waits for the watches that are open, the lab's own included.
+        self.tasks.shutdown().await;
         self.plane.stop().await;
     }
 }

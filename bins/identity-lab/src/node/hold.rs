@@ -48,6 +48,8 @@ const CONTROLLER_PROBE: u16 = 8080;
 const BROKER_PORT: u16 = 2579;
 /// The file whose presence cuts the node off the API server.
 pub const API_DOWN: &str = "api-down";
+/// In the lab's directory while the node is cut off indeed.
+pub const API_DOWN_IN_FORCE: &str = "api-down-in-force";
 
 /// What kind of lab.
 #[derive(Clone, Debug)]
@@ -225,8 +227,13 @@ impl Lab {
         let port = cluster.plane().port();
         let listener = self.network.within(&self.record.node_netns, move || relay::bind(port))?;
         let (fault, down) = watch::channel(false);
+        let sign = place.file(API_DOWN_IN_FORCE);
+        let in_force = move |down| {
+            // For `fault`, which waits for it. A lab whose directory is gone has nobody who waits.
+            let _ = if down { fs::write(&sign, "") } else { fs::remove_file(&sign) };
+        };
         self.relay.spawn(async move {
-            if let Err(error) = relay::run(listener, port, down).await {
+            if let Err(error) = relay::run(listener, port, down, in_force).await {
                 tracing::error!(%error, "the node is cut off the API server");
             }
         });
@@ -234,7 +241,8 @@ impl Lab {
         let switch = place.file("faults").join(API_DOWN);
         self.relay.spawn(async move {
             loop {
-                fault.send_replace(switch.exists());
+                let now = switch.exists();
+                fault.send_if_modified(|down| std::mem::replace(down, now) != now);
                 faults.changed().await;
             }
         });

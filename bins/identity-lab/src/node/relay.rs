@@ -21,8 +21,13 @@ pub(super) fn bind(port: u16) -> io::Result<std::net::TcpListener> {
 }
 
 /// Carries every connection to the same port on this side, until the task is dropped. While `down` is true, connections are
-/// closed and new ones too.
-pub(super) async fn run(listener: std::net::TcpListener, port: u16, mut down: watch::Receiver<bool>) -> io::Result<()> {
+/// closed and new ones too; `in_force` is told when it is so, and when it is so no more.
+pub(super) async fn run(
+    listener: std::net::TcpListener,
+    port: u16,
+    mut down: watch::Receiver<bool>,
+    in_force: impl Fn(bool),
+) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut connections = JoinSet::new();
     loop {
@@ -43,9 +48,11 @@ pub(super) async fn run(listener: std::net::TcpListener, port: u16, mut down: wa
                 if changed.is_err() {
                     return Ok(());
                 }
-                if *down.borrow_and_update() {
+                let is_down = *down.borrow_and_update();
+                if is_down {
                     connections.shutdown().await;
                 }
+                in_force(is_down);
             }
         }
     }
@@ -65,7 +72,11 @@ mod tests {
         let relay = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
         relay.set_nonblocking(true).unwrap();
         let (fault, down) = watch::channel(false);
-        let task = tokio::spawn(run(relay, port, down));
+        let (told, mut in_force) = watch::channel(false);
+        let tell = move |down| {
+            told.send_replace(down);
+        };
+        let task = tokio::spawn(run(relay, port, down, tell));
 
         let mut client = TcpStream::connect(("127.0.0.2", port)).await.unwrap();
         let (mut peer, _) = server.accept().await.unwrap();
@@ -75,10 +86,12 @@ mod tests {
         assert_eq!(&buffer, b"ping");
 
         fault.send(true).unwrap();
+        in_force.wait_for(|down| *down).await.unwrap();
         assert_eq!(client.read(&mut buffer).await.unwrap_or(0), 0, "an open connection is cut");
         let mut refused = TcpStream::connect(("127.0.0.2", port)).await.unwrap();
         assert_eq!(refused.read(&mut buffer).await.unwrap_or(0), 0, "a new one too");
         fault.send(false).unwrap();
+        in_force.wait_for(|down| !*down).await.unwrap();
         let _again = TcpStream::connect(("127.0.0.2", port)).await.unwrap();
         server.accept().await.unwrap();
         drop(fault);
