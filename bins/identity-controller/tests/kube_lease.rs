@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::{
     CONTROLLER,
-    cluster::{Cluster, path, principal},
+    cluster::{Cluster, managed, path, principal},
     controller::Controller,
     eventually, part,
     proxy::Proxy,
@@ -77,6 +77,7 @@ async fn the_lease() {
     for replica in [b, c] {
         replica.controller.stop().await;
     }
+    part("cluster-wide matching", cluster_wide(&cluster)).await;
     cluster.plane.stop().await;
 }
 
@@ -198,6 +199,7 @@ async fn late_writes(cluster: &Cluster, leader: &Replica, next: &Replica) {
         cluster.pod(ns, name, name, Some("node-1")).await;
         cluster.assigned(ns, name).await;
     }
+    let removed = cluster.assigned(ns, "removed").await;
     cluster.settle().await;
     next.stands_by().await;
 
@@ -223,6 +225,11 @@ async fn late_writes(cluster: &Cluster, leader: &Replica, next: &Replica) {
     })
     .await;
     cluster.unassigned(ns, "removed").await;
+    // And wanted again: another object under the name that the late deletion has.
+    let on = json!({"metadata": {"labels": {"aadpodidbinding": "removed"}}});
+    cluster.patch(&path("pods", ns, "removed"), &on).await;
+    let again = cluster.assigned(ns, "removed").await;
+    assert_eq!(again["metadata"]["name"], removed["metadata"]["name"]);
     cluster.settle().await;
     assert!(cluster.assignment(ns, "withdrawn").await.is_none());
     assert_eq!(leader.proxy.held().len(), 4, "still on their way: {:?}", leader.proxy.held());
@@ -243,12 +250,12 @@ async fn late_writes(cluster: &Cluster, leader: &Replica, next: &Replica) {
     };
     assert_eq!(code("patch", "made"), 409, "it exists already");
     assert_eq!(code("patch", "changed"), 409, "another version");
-    assert_eq!(code("delete", "removed"), 404, "gone already");
+    assert_eq!(code("delete", "removed"), 409, "another object");
     // The one window that there is: the server cannot know that nobody wants it. The leader can.
     assert_eq!(code("patch", "withdrawn"), 201);
     cluster.unassigned(ns, "withdrawn").await;
     cluster.settle().await;
-    for (pod, object) in [("made", made), ("changed", changed)] {
+    for (pod, object) in [("made", made), ("changed", changed), ("removed", again)] {
         assert_eq!(cluster.assigned(ns, pod).await["metadata"], object["metadata"], "touched");
     }
 
@@ -261,6 +268,27 @@ async fn late_writes(cluster: &Cluster, leader: &Replica, next: &Replica) {
         .position(|e| e.user_agent == next.name && e.resource == "leases" && e.verb == "update" && e.code == 200);
     let stale = leader.wrote(&events[taken.unwrap()..]);
     assert_eq!(stale.len(), 1, "only the one that was on its way: {stale:?}");
-    assert_eq!(cluster.assignments(ns).await.len(), 2);
+    assert_eq!(cluster.assignments(ns).await.len(), 3);
     next.leads().await;
+}
+
+/// The predecessor's matching, for who asks for it: bindings select pods of other namespaces; without the flag, no more.
+async fn cluster_wide(cluster: &Cluster) {
+    for ns in ["here", "there"] {
+        cluster.namespace(ns).await;
+    }
+    cluster.identity("here", "i", &managed("i")).await;
+    cluster.binding("here", "b", "i", "wide").await;
+    cluster.pod("there", "p", "wide", Some("node-1")).await;
+    let kubeconfig = cluster.plane.kubeconfig_for(CONTROLLER, &[]).unwrap();
+    let start = async |holder: &str, flags: &[&str]| {
+        Controller::start_with(cluster.work.path(), &kubeconfig, holder, "1s", flags).await
+    };
+    let wide = start("wide", &["--cluster-wide-matching"]).await;
+    let assigned = cluster.assigned("there", "p").await;
+    assert_eq!(assigned["spec"]["azureIdentityRef"]["metadata"]["namespace"], "here");
+    wide.stop().await;
+    let narrow = start("narrow", &[]).await;
+    cluster.unassigned("there", "p").await;
+    narrow.stop().await;
 }
