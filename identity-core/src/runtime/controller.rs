@@ -20,20 +20,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use self::dispatch::Dispatch;
+pub use super::follow::Error;
 use super::{
     clock::Clock,
     executor::Executor,
+    follow::{BURST, fill},
     lease::{self, Fence, Leadership},
     observe::{Nobody, Observer},
-    source::{Change, Error as SourceError, Gone, Interest, Source, Update},
+    source::{Interest, Source, Update},
 };
-use crate::{
-    assign::{Event, Index, Options, Relist},
-    object::ObjectKey,
-};
-
-/// At most this many updates go into one plan, so that results are not kept waiting by a flood.
-const BURST: usize = 4096;
+use crate::assign::{Index, Options};
 
 /// How a controller runs.
 #[derive(Clone, Debug)]
@@ -86,17 +82,6 @@ impl Health {
     pub fn is_ready(&self) -> bool {
         self.synced && self.leadership != Leadership::Unknown
     }
-}
-
-/// Why the controller ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Objects cannot be watched.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// All watches ended: only a bug or a panic does that.
-    #[error("the watches have ended")]
-    WatchesEnded,
 }
 
 /// Runs until `shutdown`. Then nothing new is begun, what is under way may end within [`Config::grace`], and the lease is
@@ -185,14 +170,9 @@ impl Controller {
                 }
                 () = sleep(due) => {}
             }
-            // What has come in the meantime belongs to the same burst.
-            while batch.len() < BURST
-                && let Ok(update) = self.updates.try_recv()
-            {
-                batch.push(update);
-            }
+            fill(&mut batch, &mut self.updates);
             for update in batch.drain(..) {
-                self.index.apply(event(update));
+                self.index.apply(update.into());
             }
             self.dispatch.settle(&mut self.index);
             self.follow_leadership();
@@ -269,20 +249,6 @@ async fn sleep(due: Option<Duration>) {
     }
 }
 
-fn event(update: Update) -> Event {
-    let key = |gone: &Gone| ObjectKey::new(gone.namespace.as_str(), gone.name.as_str());
-    match update {
-        Update::Pods(Change::Apply(pod)) => Event::Pod(*pod),
-        Update::Pods(Change::Delete(gone)) => Event::PodDeleted(key(&gone)),
-        Update::Pods(Change::Relist(all)) => Event::Relist(Relist::Pods(all)),
-        Update::Identities(Change::Apply(identity)) => Event::Identity(identity),
-        Update::Identities(Change::Delete(gone)) => Event::IdentityDeleted(key(&gone)),
-        Update::Identities(Change::Relist(all)) => Event::Relist(Relist::Identities(all)),
-        Update::Bindings(Change::Apply(binding)) => Event::Binding(binding),
-        Update::Bindings(Change::Delete(gone)) => Event::BindingDeleted(key(&gone)),
-        Update::Bindings(Change::Relist(all)) => Event::Relist(Relist::Bindings(all)),
-        Update::Assigned(Change::Apply(assigned)) => Event::Assigned(assigned),
-        Update::Assigned(Change::Delete(gone)) => Event::AssignedDeleted { key: key(&gone), uid: gone.uid },
-        Update::Assigned(Change::Relist(all)) => Event::Relist(Relist::Assigned(all)),
-    }
-}
+#[cfg(test)]
+#[path = "controller/tests.rs"]
+mod tests;

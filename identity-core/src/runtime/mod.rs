@@ -22,7 +22,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let source = Source::manifests("manifests", "state");
 //! let published = Arc::new(Published::default());
-//! let (synced, _) = watch::channel(false);
+//! let (synced, _ready) = watch::channel(false);
 //! node::run(node::Config::new("node-1"), source, published, synced, CancellationToken::new()).await?;
 //! # Ok(()) }
 //! ```
@@ -31,6 +31,7 @@ mod backoff;
 mod clock;
 pub mod controller;
 pub mod executor;
+mod follow;
 pub mod lease;
 pub mod node;
 pub mod observe;
@@ -38,6 +39,8 @@ pub mod request;
 pub mod secrets;
 pub mod source;
 mod state_dir;
+#[cfg(test)]
+mod testing;
 mod trim;
 
 pub use backoff::Backoff;

@@ -4,23 +4,27 @@
 //! listed: a node that has yet to hear of an assignment must not refuse its pod for good. When the API server is away, what
 //! was published last stays.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
+pub use super::follow::Error;
 use super::{
+    follow::{BURST, fill},
     observe::{Nobody, Observer},
-    source::{Change, Error as SourceError, Gone, Interest, Source, Update},
+    source::{Interest, Source, Update},
 };
 use crate::{
-    lookup::{Binding, NodeIndex, Options, Published},
+    assign::{Event, Relist},
+    lookup::{AssignmentError, Binding, NodeIndex, Options, Published},
     object::ObjectKey,
 };
-
-/// At most this many updates go into one snapshot.
-const BURST: usize = 4096;
 
 /// How a node follows its objects.
 #[derive(Clone, Debug)]
@@ -40,17 +44,6 @@ impl Config {
     pub fn new(node: impl Into<String>) -> Self {
         Self { node: node.into(), addresses: Vec::new(), options: Options::default(), observer: Arc::new(Nobody) }
     }
-}
-
-/// Why the node stopped following its objects.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Objects cannot be watched.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// All watches ended: only a bug or a panic does that.
-    #[error("the watches have ended")]
-    WatchesEnded,
 }
 
 /// Runs until `shutdown`. `synced` becomes true with the first snapshot, and stays so.
@@ -73,15 +66,14 @@ pub async fn run(
 }
 
 async fn follow(
-    mut index: NodeIndex,
+    index: NodeIndex,
     mut updates: mpsc::Receiver<Update>,
     published: &Published,
     synced: &watch::Sender<bool>,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
+    let mut node = Node { index, pods: false, assigned: false, bindings: false, complained: HashMap::new() };
     let mut batch = Vec::new();
-    // Pods, assignments, bindings.
-    let mut listed = [false; 3];
     loop {
         tokio::select! {
             biased;
@@ -92,24 +84,14 @@ async fn follow(
                 }
             }
         }
-        while batch.len() < BURST
-            && let Ok(update) = updates.try_recv()
-        {
-            batch.push(update);
-        }
+        fill(&mut batch, &mut updates);
         for update in batch.drain(..) {
-            match &update {
-                Update::Pods(Change::Relist(_)) => listed[0] = true,
-                Update::Assigned(Change::Relist(_)) => listed[1] = true,
-                Update::Bindings(Change::Relist(_)) => listed[2] = true,
-                _ => {}
-            }
-            take(&mut index, update);
+            node.take(update.into());
         }
-        if listed != [true; 3] {
+        if !(node.pods && node.assigned && node.bindings) {
             continue;
         }
-        let changed = index.publish(published);
+        let changed = node.index.publish(published);
         debug!(changed, "took in a burst");
         if !synced.send_replace(true) {
             info!("all objects of this node are known");
@@ -117,23 +99,66 @@ async fn follow(
     }
 }
 
-fn take(index: &mut NodeIndex, update: Update) {
-    let key = |gone: &Gone| ObjectKey::new(gone.namespace.as_str(), gone.name.as_str());
-    match update {
-        Update::Pods(Change::Apply(pod)) => index.apply_pod(*pod),
-        Update::Pods(Change::Delete(gone)) => index.delete_pod(&key(&gone)),
-        Update::Pods(Change::Relist(all)) => index.reset_pods(all),
-        Update::Assigned(Change::Apply(object)) => {
-            let _ = index.apply_assignment(&object);
+struct Node {
+    index: NodeIndex,
+    /// Whether these were listed.
+    pods: bool,
+    assigned: bool,
+    bindings: bool,
+    /// What was said about assignments that cannot be served, so that it is said once.
+    complained: HashMap<ObjectKey, AssignmentError>,
+}
+
+impl Node {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Pod(pod) => self.index.apply_pod(pod),
+            Event::PodDeleted(key) => self.index.delete_pod(&key),
+            Event::Relist(Relist::Pods(all)) => {
+                self.pods = true;
+                self.index.reset_pods(all);
+            }
+            Event::Assigned(object) => {
+                let meta = &object.metadata;
+                let name = |name: &Option<String>| name.as_deref().unwrap_or_default().to_owned();
+                let key = ObjectKey::new(name(&meta.namespace), name(&meta.name));
+                match self.index.apply_assignment(&object) {
+                    Ok(()) => drop(self.complained.remove(&key)),
+                    Err(error) => self.complain(key, error),
+                }
+            }
+            Event::AssignedDeleted { key, .. } => {
+                self.complained.remove(&key);
+                self.index.delete_assignment(&key);
+            }
+            Event::Relist(Relist::Assigned(all)) => {
+                self.assigned = true;
+                let unusable = self.index.reset_assignments(&all);
+                let listed: HashSet<&ObjectKey> = unusable.iter().map(|(key, _)| key).collect();
+                self.complained.retain(|key, _| listed.contains(key));
+                for (key, error) in unusable {
+                    self.complain(key, error);
+                }
+            }
+            Event::Binding(binding) => self.index.apply_binding(Binding::from(&*binding)),
+            Event::BindingDeleted(key) => self.index.delete_binding(&key),
+            Event::Relist(Relist::Bindings(all)) => {
+                self.bindings = true;
+                self.index.reset_bindings(all.iter().map(Binding::from).collect());
+            }
+            // Not asked for: what a node needs of identities is in the assignments.
+            Event::Identity(_) | Event::IdentityDeleted(_) | Event::Relist(Relist::Identities(_)) => {}
         }
-        Update::Assigned(Change::Delete(gone)) => index.delete_assignment(&key(&gone)),
-        Update::Assigned(Change::Relist(all)) => {
-            let _ = index.reset_assignments(&all);
+    }
+
+    fn complain(&mut self, key: ObjectKey, error: AssignmentError) {
+        if self.complained.get(&key) != Some(&error) {
+            warn!(assignment = %key, %error, "this assignment cannot be served");
+            self.complained.insert(key, error);
         }
-        Update::Bindings(Change::Apply(binding)) => index.apply_binding(Binding::from(&*binding)),
-        Update::Bindings(Change::Delete(gone)) => index.delete_binding(&key(&gone)),
-        Update::Bindings(Change::Relist(all)) => index.reset_bindings(all.iter().map(Binding::from).collect()),
-        // Not asked for.
-        Update::Identities(_) => {}
     }
 }
+
+#[cfg(test)]
+#[path = "node_tests.rs"]
+mod tests;

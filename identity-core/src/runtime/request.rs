@@ -9,6 +9,9 @@ use serde::de::DeserializeOwned;
 
 /// How long a connection may take. The default, 30 s, is longer than a lease.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection may say nothing while something is expected: longer than a quiet watch, which the server ends
+/// before that.
+const SILENCE: Duration = Duration::from_mins(4);
 
 /// Why a request did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +49,9 @@ pub enum Failure {
     /// No connection, or it broke. The server may have done it all the same.
     #[error("the API server cannot be reached: {0}")]
     Unreachable(String),
+    /// The state directory cannot be written or read.
+    #[error("the state directory: {0}")]
+    Disk(String),
     /// An answer that cannot be read.
     #[error("the API server's answer cannot be read: {0}")]
     Unreadable(String),
@@ -65,15 +71,16 @@ impl Failure {
 
     /// Whether trying the same again soon may help.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::Timeout(_) | Self::Unreachable(_))
+        matches!(self, Self::Busy { .. } | Self::Timeout(_) | Self::Unreachable(_) | Self::Disk(_))
     }
 }
 
 /// A client as the runtime needs it: no retries of its own (they would pass by the lease's fence and by our own back-off),
-/// and a short limit for connecting. No limit on requests per second: how many are in flight at once is limited instead.
+/// a short limit for connecting, and one for a connection that has died silently. No limit on requests per second: how many are in flight at once is limited instead.
 pub fn client(mut config: kube::Config) -> Result<Client, kube::Error> {
     config.default_retry = false;
     config.connect_timeout = Some(config.connect_timeout.map_or(CONNECT, |t| t.min(CONNECT)));
+    config.read_timeout = Some(config.read_timeout.map_or(SILENCE, |t| t.min(SILENCE)));
     Client::try_from(config)
 }
 
@@ -100,17 +107,22 @@ async fn exchange(client: &Client, request: Request<Vec<u8>>) -> Result<impl AsR
 }
 
 fn classify(code: u16, retry_after: Option<&str>, body: &[u8]) -> Failure {
-    let status = serde_json::from_slice::<Status>(body).ok();
-    let message = status.as_ref().map_or_else(
-        || String::from_utf8_lossy(body).trim().chars().take(300).collect::<String>(),
-        |status| status.message.clone(),
-    );
+    let status = serde_json::from_slice::<Status>(body).unwrap_or_else(|_| Status {
+        message: String::from_utf8_lossy(body).trim().chars().take(300).collect(),
+        ..Status::default()
+    });
+    refusal(code, &status, retry_after)
+}
+
+/// What a refusal means.
+pub(crate) fn refusal(code: u16, status: &Status, retry_after: Option<&str>) -> Failure {
+    let message = status.message.clone();
     match code {
         401 | 403 => Failure::Forbidden(message),
         404 => Failure::NotFound(message),
         409 => Failure::Conflict(message),
         429 | 500.. => {
-            let seconds = status.and_then(|s| s.details).map_or(0, |details| details.retry_after_seconds);
+            let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
             let told = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
             Failure::Busy { code, message, retry_after: retry_after.and_then(parse_retry_after).or(told) }
         }

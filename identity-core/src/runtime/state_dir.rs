@@ -3,7 +3,7 @@
 //! ```text
 //! assignments/<namespace>/<name>.json     one AzureAssignedIdentity each
 //! status/<kind>/<namespace>/<name>.json   metadata and status of an AzureIdentity or AzureIdentityBinding
-//! events.jsonl                            what would be Kubernetes Events
+//! events.jsonl, events.jsonl.1            what would be Kubernetes Events; the older half
 //! lease                                   locked by the controller that writes
 //! ```
 
@@ -117,11 +117,22 @@ pub(crate) fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
+/// A file of lines larger than this becomes `<name>.1`, in place of the one before it.
+const LARGEST_LOG: u64 = 4 << 20;
+
 /// Appends one line.
 pub(crate) fn append(path: &Path, content: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(content).map_err(io::Error::other)?;
     line.push(b'\n');
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(&line)
+    let open = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let mut file = open()?;
+    if file.metadata()?.len() > LARGEST_LOG {
+        let mut old = path.as_os_str().to_owned();
+        old.push(".1");
+        fs::rename(path, old)?;
+        file = open()?;
+    }
+    file.write_all(&line)
 }
 
 #[cfg(test)]
@@ -155,5 +166,9 @@ mod tests {
         append(&state.events(), &1).unwrap();
         append(&state.events(), &2).unwrap();
         assert_eq!(fs::read_to_string(state.events()).unwrap(), "1\n2\n");
+        OpenOptions::new().write(true).open(state.events()).unwrap().set_len(LARGEST_LOG + 1).unwrap();
+        append(&state.events(), &3).unwrap();
+        assert_eq!(fs::read_to_string(state.events()).unwrap(), "3\n");
+        assert_eq!(fs::metadata(state.root().join("events.jsonl.1")).unwrap().len(), LARGEST_LOG + 1);
     }
 }

@@ -230,7 +230,7 @@ impl Dispatch {
                     }
                 }
             }
-            failure @ (Failure::Busy { .. } | Failure::Timeout(_) | Failure::Unreachable(_)) => {
+            failure @ (Failure::Busy { .. } | Failure::Timeout(_) | Failure::Unreachable(_) | Failure::Disk(_)) => {
                 if self.unwell == 0 {
                     warn!(action = name, error = %failure, "write failed; holding back");
                 }

@@ -13,7 +13,7 @@ use crate::{
     assign::Notice,
     runtime::{
         FIELD_MANAGER,
-        request::{Failure, describe},
+        request::{Failure, describe, refusal},
     },
 };
 
@@ -47,7 +47,7 @@ impl Recorder {
         };
         match tokio::time::timeout(limit, self.0.publish(&event, &reference)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => Err(Failure::Forbidden(status.message)),
+            Ok(Err(kube::Error::Api(status))) => Err(refusal(status.code, &status, None)),
             Ok(Err(error)) => Err(Failure::Unreachable(describe(&error))),
             Err(_) => Err(Failure::Timeout(limit)),
         }

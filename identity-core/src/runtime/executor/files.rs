@@ -7,6 +7,7 @@ use std::{
 };
 
 use identity_crd::AzureAssignedIdentity;
+use tracing::warn;
 
 use super::{Seen, Success, events, kubernetes::status_object};
 use crate::{
@@ -37,8 +38,9 @@ impl Files {
             Action::Apply(apply) => self.apply(apply),
             Action::Delete(delete) => self.delete(delete),
             Action::Status(update) => {
-                let path = self.state.status(update.target.kind(), update.target.key()).map_err(|e| failed(&e))?;
-                write(&path, &status_object(update)).map_err(|e| failed(&e))?;
+                let path =
+                    self.state.status(update.target.kind(), update.target.key()).map_err(|e| self.misnamed(&e))?;
+                write(&path, &status_object(update)).map_err(|e| failed(&path, &e))?;
                 Ok(Success::Done)
             }
             Action::Event(notice) => self.event(notice),
@@ -58,7 +60,7 @@ impl Files {
         let meta = &apply.object.metadata;
         let key =
             ObjectKey::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        let path = self.state.assignment(&key).map_err(|e| failed(&e))?;
+        let path = self.state.assignment(&key).map_err(|e| self.misnamed(&e))?;
         let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         let uid = match (read(&path)?, &apply.precondition) {
             (None, None) => None,
@@ -70,22 +72,27 @@ impl Files {
         let mut object = apply.object.clone();
         object.metadata.uid = Some(uid.unwrap_or_else(|| derived_uid(&format!("AzureAssignedIdentity/{key}/{next}"))));
         object.metadata.resource_version = Some(next.to_string());
-        write(&path, &object).map_err(|e| failed(&e))?;
+        write(&path, &object).map_err(|e| failed(&path, &e))?;
         Ok(Success::Applied(Box::new(object)))
     }
 
     fn delete(&self, delete: &Delete) -> Result<Success, Failure> {
-        let path = self.state.assignment(&delete.key).map_err(|e| failed(&e))?;
+        let path = self.state.assignment(&delete.key).map_err(|e| self.misnamed(&e))?;
         let _version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(there) = read(&path)? {
             check(&delete.key, &there, &delete.precondition)?;
-            fs::remove_file(&path).map_err(|e| failed(&e))?;
+            fs::remove_file(&path).map_err(|e| failed(&path, &e))?;
         }
         Ok(Success::Done)
     }
 
+    fn misnamed(&self, error: &io::Error) -> Failure {
+        failed(self.state.root(), error)
+    }
+
     fn event(&self, notice: &Notice) -> Result<Success, Failure> {
-        append(&self.state.events(), &events::line(notice, self.clock.now())).map_err(|e| failed(&e))?;
+        let path = self.state.events();
+        append(&path, &events::line(notice, self.clock.now())).map_err(|e| failed(&path, &e))?;
         Ok(Success::Done)
     }
 
@@ -113,16 +120,17 @@ fn check(key: &ObjectKey, there: &AzureAssignedIdentity, wanted: &Precondition) 
     }
 }
 
+/// None as well for what is no assignment: such a file (left by a crash of the machine) must not keep its name for ever.
 fn read(path: &Path) -> Result<Option<AzureAssignedIdentity>, Failure> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| Failure::Unreadable(format!("{}: {error}", path.display()))),
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)
+            .inspect_err(|error| warn!(file = %path.display(), %error, "not an assignment; counts as absent"))
+            .ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(failed(path, &error)),
     }
 }
 
-fn failed(error: &io::Error) -> Failure {
-    Failure::Busy { code: 0, message: format!("the state directory: {error}"), retry_after: None }
+fn failed(path: &Path, error: &io::Error) -> Failure {
+    Failure::Disk(format!("{}: {error}", path.display()))
 }

@@ -210,3 +210,7 @@ fn to_lease(config: &Config, record: Record, version: Option<String>) -> Lease {
         }),
     }
 }
+
+#[cfg(test)]
+#[path = "kubernetes_tests.rs"]
+mod tests;

@@ -3,20 +3,29 @@
 use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
+use http::Request;
 use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, NODE_LABEL};
 use kube::{
     Api, Client, Resource,
+    client::Body,
     core::DeserializeGuard,
     runtime::watcher::{self, Event, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tower::BoxError;
 use tracing::{debug, info, warn};
 
 use super::{Change, Gone, Interest, Update};
 use crate::{
     assign::node_label,
-    runtime::{Backoff, observe::Observer, request::describe, trim, trim::TrimmedPod},
+    runtime::{
+        Backoff,
+        observe::Observer,
+        request::{Failure, describe},
+        trim,
+        trim::TrimmedPod,
+    },
 };
 
 /// After an error: soon at first, since most outages are a restart; never all nodes at once.
@@ -24,6 +33,8 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: D
 /// A dead connection that says nothing is noticed after this time (and 5 s). The server ends a watch after it, too; resuming
 /// costs one request.
 const WATCH_SECONDS: u32 = 150;
+/// How long the server may take until it begins to answer. (kube itself would wait for ever.)
+const FIRST_BYTE: Duration = Duration::from_secs(30);
 /// Objects in one page of a list. Small, since a page is in memory as text, too.
 const PAGE: u32 = 100;
 
@@ -33,6 +44,7 @@ pub(super) async fn watch(
     updates: mpsc::Sender<Update>,
     observer: Arc<dyn Observer>,
 ) {
+    let client = impatient(client);
     let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let kind = interest.kind();
     let watch = Watch { kind, updates, observer };
@@ -58,6 +70,21 @@ pub(super) async fn watch(
             watch.run(&guarded::<AzureAssignedIdentity>(client), &config, unguard, Update::Assigned).await;
         }
     }
+}
+
+/// The same client, which gives up when the server does not begin to answer.
+fn impatient(client: Client) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let send = move |request: Request<Body>| {
+        let client = client.clone();
+        async move {
+            match tokio::time::timeout(FIRST_BYTE, client.send(request)).await {
+                Ok(answer) => answer.map_err(BoxError::from),
+                Err(_) => Err(BoxError::from(Failure::Timeout(FIRST_BYTE))),
+            }
+        }
+    };
+    Client::new(tower::service_fn(send), namespace)
 }
 
 /// Objects stored before the CRD had its rules may not fit the type; one of them must not hide all others.
@@ -93,15 +120,19 @@ impl Watch {
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let mut failures = 0;
+        // A list that works proves little while the watch after it is refused with 410 again and again.
+        let mut in_vain = false;
         'restart: loop {
             let mut events = pin!(watcher(api.clone(), config.clone()));
             let mut listing: Option<Vec<T>> = None;
             while let Some(event) = events.next().await {
                 let change = match event {
                     Ok(event) => {
-                        if failures > 0 && !matches!(event, Event::Init) {
+                        let happened = matches!(event, Event::Apply(_) | Event::Delete(_));
+                        if failures > 0 && (happened || matches!(event, Event::InitDone) && !in_vain) {
                             info!(kind = self.kind, "watching again");
                             failures = 0;
+                            in_vain = false;
                         }
                         self.change(event, &mut listing, &convert)
                     }
@@ -117,6 +148,7 @@ impl Watch {
                         failures += 1;
                         if start_was_gone(&error) {
                             // The watcher itself would ask for the same version for ever.
+                            in_vain = true;
                             continue 'restart;
                         }
                         None
@@ -189,3 +221,7 @@ fn gone<K: Resource>(object: &K) -> Gone {
 fn start_was_gone(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
+
+#[cfg(test)]
+#[path = "kubernetes_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ use super::{
     secrets::Store,
     state_dir::StateDir,
 };
-use crate::pod::Pod;
+use crate::{object::ObjectKey, pod::Pod};
 
 /// How many updates may wait for whoever reads them; then the watches wait.
 const WAITING: usize = 1024;
@@ -79,6 +79,13 @@ pub enum Interest {
         /// Label `nodename`.
         node: Option<String>,
     },
+}
+
+impl Gone {
+    /// Namespace and name.
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey::new(self.namespace.as_str(), self.name.as_str())
+    }
 }
 
 impl Interest {

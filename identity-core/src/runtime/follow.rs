@@ -1,0 +1,52 @@
+//! What controller and node have in common: they take in updates burst by burst.
+
+use tokio::sync::mpsc;
+
+use super::source::{self, Change, Gone, Update};
+use crate::assign::{Event, Relist};
+
+/// At most this many updates are taken in at once, so that results are not kept waiting by a flood.
+pub(super) const BURST: usize = 4096;
+
+/// Why objects are not followed any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Objects cannot be watched.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// All watches ended, or the task that keeps the lease: only a bug or a panic does that.
+    #[error("the watches have ended; this is a bug")]
+    WatchesEnded,
+}
+
+/// Adds to `batch` what has come in the meantime: it belongs to the same burst.
+pub(super) fn fill(batch: &mut Vec<Update>, updates: &mut mpsc::Receiver<Update>) {
+    while batch.len() < BURST
+        && let Ok(update) = updates.try_recv()
+    {
+        batch.push(update);
+    }
+}
+
+impl From<Update> for Event {
+    fn from(update: Update) -> Self {
+        match update {
+            Update::Pods(Change::Apply(pod)) => Self::Pod(*pod),
+            Update::Pods(Change::Delete(gone)) => Self::PodDeleted(gone.key()),
+            Update::Pods(Change::Relist(all)) => Self::Relist(Relist::Pods(all)),
+            Update::Identities(Change::Apply(identity)) => Self::Identity(identity),
+            Update::Identities(Change::Delete(gone)) => Self::IdentityDeleted(gone.key()),
+            Update::Identities(Change::Relist(all)) => Self::Relist(Relist::Identities(all)),
+            Update::Bindings(Change::Apply(binding)) => Self::Binding(binding),
+            Update::Bindings(Change::Delete(gone)) => Self::BindingDeleted(gone.key()),
+            Update::Bindings(Change::Relist(all)) => Self::Relist(Relist::Bindings(all)),
+            Update::Assigned(Change::Apply(assigned)) => Self::Assigned(assigned),
+            Update::Assigned(Change::Delete(gone)) => {
+                let key = gone.key();
+                let Gone { uid, .. } = gone;
+                Self::AssignedDeleted { key, uid }
+            }
+            Update::Assigned(Change::Relist(all)) => Self::Relist(Relist::Assigned(all)),
+        }
+    }
+}
