@@ -40,6 +40,7 @@ mod clock;
 mod decide;
 mod digest;
 pub mod endpoint;
+pub mod metadata;
 mod metrics;
 mod secrets;
 mod server;
