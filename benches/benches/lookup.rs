@@ -17,6 +17,10 @@ use identity_crd::{
 };
 use jiff::Timestamp;
 
+/// As in the binaries.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const NAMESPACES: usize = 100;
 const SIZES: [usize; 3] = [10, 1_000, 100_000];
 /// Requests drawn in advance; more than any cache of addresses would hold.

@@ -31,7 +31,7 @@ fn name_of(i: u8) -> ObjectKey {
     [key("a", "x"), key("a", "y"), key("b", "x")][usize::from(i % 3)].clone()
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Op {
     Pod { i: u8, addresses: u8, label: bool, app: bool, phase: u8, host: bool, deleting: bool },
     Recreate { i: u8, told: bool },
@@ -375,12 +375,11 @@ impl World {
                 None => self.options.without_pod_uid,
             };
             let (Some(identity), Some(binding)) = (&spec.azure_identity_ref, &spec.azure_binding_ref) else { continue };
-            let usable = match identity.spec.type_ {
-                None => identity.spec.resource_id.as_deref() != Some("nonsense"),
-                Some(_) => {
-                    let elsewhere = identity.spec.client_password.as_ref().unwrap().namespace.is_some();
-                    (wide || !elsewhere) && identity.spec.client_id.is_some()
-                }
+            let usable = if identity.spec.type_.is_none() {
+                identity.spec.resource_id.as_deref() != Some("nonsense")
+            } else {
+                let elsewhere = identity.spec.client_password.as_ref().unwrap().namespace.is_some();
+                (wide || !elsewhere) && identity.spec.client_id.is_some()
             };
             let (of_identity, of_binding) =
                 (identity.metadata.namespace.as_deref().unwrap(), binding.metadata.namespace.as_deref().unwrap());

@@ -2,20 +2,79 @@
 
 use std::sync::Arc;
 
-use super::{Allow, Assignment, Decision, Deny, ObjectRef, Request, RequestedIdentity, Source, Wait, audience};
+use smallvec::SmallVec;
+
+use super::{
+    Allow, Assignment, Decision, Deny, Identity, ObjectRef, Request, RequestedIdentity, Source, Wait, audience,
+};
 use crate::{
     explain::{Recorder, Verdict},
     pod::PodRef,
 };
+
+/// What is known about an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// One pod has it, which has one assignment and no other to come: what most are. So all that a decision reads is here
+    /// or shared by many pods, and a random one of 100,000 addresses costs few cache misses.
+    Sole(Sole),
+    /// Something else.
+    Other(Other),
+}
+
+/// What is less common about an address. An enum of its own, so that a [`Slot`] is no larger than a [`Sole`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Other {
+    /// One pod has it.
+    Pod(Arc<PodEntry>),
+    /// Several pods claim it.
+    Ambiguous,
+    /// The node has it, or a pod that shares the node's network.
+    Host,
+}
+
+/// A pod with one assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sole {
+    pod: Arc<PodRef>,
+    candidate: Candidate,
+}
 
 /// What a pod may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PodEntry {
     pub(super) pod: Arc<PodRef>,
     /// Assignments that count, the highest weight first.
-    pub(super) assignments: Box<[Arc<Assignment>]>,
+    pub(super) assignments: SmallVec<[Candidate; 2]>,
     /// Bindings that select the pod and have no assignment yet.
     pub(super) expected: Box<[Expected]>,
+}
+
+/// An assignment that counts, and what is decided by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) terms: Arc<Terms>,
+}
+
+/// What an assignment says about a request, the same for all pods of a binding and shared by them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Terms {
+    pub(super) identity: Arc<Identity>,
+    pub(super) audiences: Box<[Box<str>]>,
+    pub(super) weight: i32,
+    pub(super) ready: bool,
+}
+
+impl From<&Assignment> for Terms {
+    fn from(assignment: &Assignment) -> Self {
+        Self {
+            identity: Arc::clone(&assignment.identity),
+            audiences: assignment.binding_audiences.clone(),
+            weight: assignment.weight,
+            ready: assignment.ready,
+        }
+    }
 }
 
 /// An assignment that is still to come.
@@ -34,8 +93,8 @@ impl Expected {
 }
 
 /// Whether a request that names an identity names this one.
-fn names(requested: RequestedIdentity<'_>, assignment: &Assignment) -> bool {
-    let identity = &assignment.identity;
+fn names(requested: RequestedIdentity<'_>, candidate: &Candidate) -> bool {
+    let identity = &candidate.terms.identity;
     let (id, wanted) = match requested {
         RequestedIdentity::Default => return false,
         RequestedIdentity::ClientId(wanted) => (&identity.client_id, wanted),
@@ -45,14 +104,68 @@ fn names(requested: RequestedIdentity<'_>, assignment: &Assignment) -> bool {
     id.as_ref().is_some_and(|id| id.eq_ignore_ascii_case(wanted))
 }
 
-impl PodEntry {
+impl Slot {
+    /// The one pod that has the address.
+    pub(super) fn pod(&self) -> Option<&Arc<PodRef>> {
+        match self {
+            Self::Sole(sole) => Some(&sole.pod),
+            Self::Other(Other::Pod(entry)) => Some(&entry.pod),
+            Self::Other(Other::Ambiguous | Other::Host) => None,
+        }
+    }
+}
+
+impl From<&Arc<PodEntry>> for Slot {
+    fn from(entry: &Arc<PodEntry>) -> Self {
+        match (&*entry.assignments, &*entry.expected) {
+            ([sole], []) => Self::Sole(Sole { pod: Arc::clone(&entry.pod), candidate: sole.clone() }),
+            _ => Self::Other(Other::Pod(Arc::clone(entry))),
+        }
+    }
+}
+
+/// One pod's part of a snapshot, wherever it is kept.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) pod: &'a Arc<PodRef>,
+    assignments: &'a [Candidate],
+    expected: &'a [Expected],
+}
+
+impl<'a> From<&'a PodEntry> for View<'a> {
+    fn from(entry: &'a PodEntry) -> Self {
+        Self { pod: &entry.pod, assignments: &entry.assignments, expected: &entry.expected }
+    }
+}
+
+impl<'a> From<&'a Sole> for View<'a> {
+    #[inline]
+    fn from(sole: &'a Sole) -> Self {
+        fetch(&sole.pod, &sole.candidate.assignment);
+        Self { pod: &sole.pod, assignments: std::slice::from_ref(&sole.candidate), expected: &[] }
+    }
+}
+
+/// An answer counts as a use of both, which are far apart in memory: has them fetched together, not one after the other.
+#[inline]
+fn fetch(pod: &Arc<PodRef>, assignment: &Arc<Assignment>) {
+    std::hint::black_box((Arc::strong_count(pod), Arc::strong_count(assignment)));
+}
+
+/// Whether both are one identity.
+fn same(one: &Arc<Identity>, other: &Arc<Identity>) -> bool {
+    Arc::ptr_eq(one, other) || one.object.is(&other.object)
+}
+
+impl View<'_> {
     /// Identity first (named, or by weight), audience second: what the chosen identity does not allow is refused, never
     /// looked for elsewhere.
+    #[inline]
     pub(super) fn decide<R: Recorder>(&self, request: &Request<'_>, recorder: &mut R) -> Decision {
         if self.assignments.is_empty() {
             if self.expected.is_empty() {
                 recorder.line(Verdict::No, || "no binding selects the pod".into());
-                return Decision::Deny(Deny::NoBinding(Arc::clone(&self.pod)));
+                return Decision::Deny(Deny::NoBinding(Arc::clone(self.pod)));
             }
             return self.wait(recorder, || "its first assignment is still to come".into());
         }
@@ -75,7 +188,7 @@ impl PodEntry {
                         };
                         format!("none of the pod's identities has the {kind} `{id}`")
                     });
-                    return Decision::Deny(Deny::IdentityNotFound(Arc::clone(&self.pod)));
+                    return Decision::Deny(Deny::IdentityNotFound(Arc::clone(self.pod)));
                 }
                 self.decide_among(request, |a| names(named, a), recorder)
             }
@@ -84,21 +197,21 @@ impl PodEntry {
 
     fn decide_by_weight<R: Recorder>(&self, request: &Request<'_>, recorder: &mut R) -> Decision {
         let highest = &self.assignments[0];
-        let (top, identity) = (highest.weight, &highest.identity.object);
+        let (top, chosen) = (highest.terms.weight, &highest.terms.identity);
+        let identity = &chosen.object;
         if self.expected.iter().any(|e| e.weight > top) {
             return self.wait(recorder, || format!("a binding with a weight over {top} has no assignment yet"));
         }
-        if let Some(other) =
-            self.assignments.iter().take_while(|a| a.weight == top).find(|a| !a.identity.object.is(identity))
-        {
+        let leading = self.assignments[1..].iter().map(|a| &a.terms).take_while(|terms| terms.weight == top);
+        if let Some(other) = leading.map(|terms| &terms.identity).find(|other| !same(other, chosen)) {
             recorder.line(Verdict::No, || {
                 format!(
                     "the request names no identity, and {}/{} and {}/{} share the highest weight {top}: give one of \
                      their bindings a higher weight, or name one in the request",
-                    identity.namespace, identity.name, other.identity.object.namespace, other.identity.object.name
+                    identity.namespace, identity.name, other.object.namespace, other.object.name
                 )
             });
-            return Decision::Deny(Deny::MultipleIdentities(Arc::clone(&self.pod)));
+            return Decision::Deny(Deny::MultipleIdentities(Arc::clone(self.pod)));
         }
         if self.expected.iter().any(|e| e.weight == top && !e.is_for(identity)) {
             return self.wait(recorder, || format!("another identity's binding of weight {top} has no assignment yet"));
@@ -109,37 +222,39 @@ impl PodEntry {
                 identity.namespace, identity.name
             )
         });
-        self.decide_among(request, |a| a.identity.object.is(identity), recorder)
+        self.decide_among(request, |a| same(&a.terms.identity, chosen), recorder)
     }
 
     /// Any of these assignments that allows the resource will do.
     fn decide_among<R: Recorder>(
         &self,
         request: &Request<'_>,
-        candidate: impl Fn(&Assignment) -> bool,
+        chosen: impl Fn(&Candidate) -> bool,
         recorder: &mut R,
     ) -> Decision {
         let (mut refused, mut pending) = (None, false);
-        for assignment in self.assignments.iter().filter(|a| candidate(a)) {
-            let describe = || {
+        for Candidate { assignment, terms } in self.assignments.iter().filter(|a| chosen(a)) {
+            recorder.open(|| {
                 let (identity, binding) = (&assignment.identity.object, &assignment.binding);
                 format!(
                     "identity {}/{} through binding {}/{} (weight {})",
                     identity.namespace, identity.name, binding.namespace, binding.name, assignment.weight
                 )
-            };
-            recorder.open(describe);
-            let allowed = audience::allows(&assignment.identity.audiences, request.resource, "identity", recorder)
-                && audience::allows(&assignment.binding_audiences, request.resource, "binding", recorder);
+            });
+            let allowed = audience::allows(&terms.identity.audiences, request.resource, "identity", recorder)
+                && audience::allows(&terms.audiences, request.resource, "binding", recorder);
             if !allowed {
                 refused = refused.or(Some(assignment));
                 // Another binding to this identity may allow it.
-                pending |= self.expected.iter().any(|e| e.is_for(&assignment.identity.object));
+                pending |= self.expected.iter().any(|e| e.is_for(&terms.identity.object));
                 recorder.close(Verdict::No);
-            } else if assignment.ready {
+            } else if terms.ready {
                 recorder.close(Verdict::Yes);
+                if self.assignments.len() > 1 {
+                    fetch(self.pod, assignment);
+                }
                 return Decision::Allow(Allow {
-                    pod: Arc::clone(&self.pod),
+                    pod: Arc::clone(self.pod),
                     source: Source::Assignment(Arc::clone(assignment)),
                     until: None,
                 });
@@ -150,15 +265,13 @@ impl PodEntry {
             }
         }
         match refused {
-            Some(refused) if !pending => {
-                Decision::Deny(Deny::Audience(Arc::clone(&self.pod), Arc::clone(refused)))
-            }
+            Some(refused) if !pending => Decision::Deny(Deny::Audience(Arc::clone(self.pod), Arc::clone(refused))),
             _ => self.wait(recorder, || "an assignment that may allow it is still to come".into()),
         }
     }
 
     fn wait<R: Recorder>(&self, recorder: &mut R, why: impl FnOnce() -> String) -> Decision {
         recorder.line(Verdict::Note, why);
-        Decision::Wait(Wait::Assignment(Arc::clone(&self.pod)))
+        Decision::Wait(Wait::Assignment(Arc::clone(self.pod)))
     }
 }

@@ -37,7 +37,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::explain::{Explanation, Recorder, Silent, Tree, Verdict};
-use table::{Slot, Table};
+use entry::{Other, Slot, View};
+use table::Table;
 
 /// Everything a node needs to decide, frozen. Cheap to share; a change makes a new one.
 #[derive(Clone, Debug, Default)]
@@ -76,32 +77,31 @@ impl Snapshot {
                 recorder.note(|| "no pod of this node has the address (yet)".into());
                 Decision::Wait(Wait::UnknownAddress)
             }
-            Some(Slot::Ambiguous) => {
+            Some(Slot::Other(Other::Ambiguous)) => {
                 recorder.note(|| "more than one pod has the address".into());
                 Decision::Wait(Wait::AmbiguousAddress)
             }
-            Some(Slot::Host) => {
+            Some(Slot::Other(Other::Host)) => {
                 recorder.line(Verdict::No, || "the address is the node's, or of a pod in the node's network".into());
                 Decision::Deny(Deny::HostNetwork)
             }
-            Some(Slot::Pod(entry)) => {
-                recorder.line(Verdict::Yes, || {
-                    format!("pod {}/{} ({}) has the address", entry.pod.namespace, entry.pod.name, entry.pod.uid)
-                });
-                if caller.pinned.is_some_and(|uid| *uid != *entry.pod.uid) {
-                    recorder.line(Verdict::No, || "the connection began with another pod".into());
-                    return Decision::Deny(Deny::AddressChangedHands);
-                }
-                entry.decide(request, recorder)
-            }
+            Some(Slot::Sole(sole)) => decide_for(sole.into(), caller, request, recorder),
+            Some(Slot::Other(Other::Pod(entry))) => decide_for((&**entry).into(), caller, request, recorder),
         }
     }
 
     /// The pod that has an address, when exactly one does and it is not in the node's network.
     pub fn pod_at(&self, address: std::net::IpAddr) -> Option<&Arc<crate::pod::PodRef>> {
-        match self.addresses.get(address.to_canonical()) {
-            Some(Slot::Pod(entry)) => Some(&entry.pod),
-            _ => None,
-        }
+        self.addresses.get(address.to_canonical())?.pod()
     }
+}
+
+fn decide_for<R: Recorder>(pod: View<'_>, caller: &Caller<'_>, request: &Request<'_>, recorder: &mut R) -> Decision {
+    recorder
+        .line(Verdict::Yes, || format!("pod {}/{} ({}) has the address", pod.pod.namespace, pod.pod.name, pod.pod.uid));
+    if caller.pinned.is_some_and(|uid| *uid != *pod.pod.uid) {
+        recorder.line(Verdict::No, || "the connection began with another pod".into());
+        return Decision::Deny(Deny::AddressChangedHands);
+    }
+    pod.decide(request, recorder)
 }

@@ -7,11 +7,11 @@ use std::{
 };
 
 use identity_crd::{AzureAssignedIdentity, AzureIdentityBinding, ConditionStatus, find_condition};
+use smallvec::SmallVec;
 
 use super::{
     Assignment, AssignmentError, Decision, Identity, ObjectRef, Published, Request, Snapshot,
-    entry::{Expected, PodEntry},
-    table::Slot,
+    entry::{Candidate, Expected, Other, PodEntry, Slot, Terms, View},
 };
 use crate::{
     assign,
@@ -77,7 +77,7 @@ struct HeldPod {
 #[derive(Debug)]
 struct HeldAssignment {
     pod: ObjectKey,
-    read: Result<Arc<Assignment>, AssignmentError>,
+    read: Result<Candidate, AssignmentError>,
 }
 
 /// Everything one node knows, joined. One task owns it; readers have the [`Published`] snapshots.
@@ -96,6 +96,8 @@ pub struct NodeIndex {
     catalog: Catalog,
     /// Identities in use, so that pods with the same one share it.
     identities: HashMap<ObjectKey, Arc<Identity>>,
+    /// The same of what assignments say, by binding.
+    terms: HashMap<ObjectKey, Arc<Terms>>,
     dirty_pods: BTreeSet<ObjectKey>,
     dirty_addresses: BTreeSet<IpAddr>,
     snapshot: Snapshot,
@@ -121,6 +123,7 @@ impl NodeIndex {
             of_pod: HashMap::new(),
             bindings: HashMap::new(),
             identities: HashMap::new(),
+            terms: HashMap::new(),
             dirty_pods: BTreeSet::new(),
             dirty_addresses: BTreeSet::new(),
             snapshot: Snapshot::default(),
@@ -183,8 +186,9 @@ impl NodeIndex {
     /// answer says why, for the log.
     pub fn apply_assignment(&mut self, object: &AzureAssignedIdentity) -> Result<(), AssignmentError> {
         let read = Assignment::read(object, &self.options).map(|mut assignment| {
-            assignment.identity = self.share(assignment.identity);
-            Arc::new(assignment)
+            assignment.identity = share(&mut self.identities, assignment.identity.object.key(), assignment.identity);
+            let terms = share(&mut self.terms, assignment.binding.key(), Arc::new(Terms::from(&assignment)));
+            Candidate { assignment: Arc::new(assignment), terms }
         });
         let key = ObjectRef::from(&object.metadata).key();
         let name = |n: Option<&String>| n.map_or("", String::as_str).to_owned();
@@ -215,6 +219,7 @@ impl NodeIndex {
         for key in gone(&self.assignments, &listed) {
             self.delete_assignment(&key);
         }
+        self.terms.retain(|_, terms| Arc::strong_count(terms) > 1);
         self.identities.retain(|_, identity| Arc::strong_count(identity) > 1);
         objects
             .iter()
@@ -278,7 +283,7 @@ impl NodeIndex {
         for address in &held.pod.addresses {
             tree.open(|| format!("address {address}"));
             let slot = self.slot(*address, &mut tree);
-            let whose = matches!(slot, Some(Slot::Pod(entry)) if entry.pod == held.pod.reference);
+            let whose = slot.as_ref().and_then(Slot::pod) == Some(&held.pod.reference);
             tree.close(whose.into());
         }
         if held.pod.addresses.is_empty() {
@@ -293,20 +298,12 @@ impl NodeIndex {
             return tree.finish(Verdict::No);
         }
         let entry = self.entry(&held.pod, &mut tree);
-        let verdict = match entry.decide(request, &mut tree) {
+        let verdict = match View::from(&entry).decide(request, &mut tree) {
             Decision::Allow(_) => Verdict::Yes,
             Decision::Wait(_) => Verdict::Note,
             Decision::Deny(_) => Verdict::No,
         };
         tree.finish(verdict)
-    }
-
-    fn share(&mut self, identity: Arc<Identity>) -> Arc<Identity> {
-        let shared = self.identities.entry(identity.object.key()).or_insert_with(|| Arc::clone(&identity));
-        if **shared != *identity {
-            *shared = identity;
-        }
-        Arc::clone(shared)
     }
 
     fn touch(&mut self, pod: &ObjectKey) {
@@ -349,7 +346,7 @@ impl NodeIndex {
         let mut pods = claims.iter().filter_map(|key| self.pods.get(key));
         if self.node.contains(&address) || pods.clone().any(|held| held.pod.host_network) {
             recorder.line(Verdict::No, || "is the node's own, or shared with it".into());
-            return Some(Slot::Host);
+            return Some(Slot::Other(Other::Host));
         }
         let first = pods.next()?;
         if pods.next().is_some() {
@@ -357,32 +354,36 @@ impl NodeIndex {
                 let names: Vec<String> = claims.iter().map(ToString::to_string).collect();
                 format!("is claimed by several pods: {}", names.join(", "))
             });
-            return Some(Slot::Ambiguous);
+            return Some(Slot::Other(Other::Ambiguous));
         }
-        first.entry.clone().map(Slot::Pod)
+        first.entry.as_ref().map(Slot::from)
     }
 
     /// What a pod may have, by its UID.
     fn entry<R: Recorder>(&self, pod: &Pod, recorder: &mut R) -> PodEntry {
-        let mut assignments: Vec<Arc<Assignment>> = Vec::new();
+        let mut assignments = SmallVec::<[Candidate; 2]>::new();
         for key in self.of_pod.get(&pod.key()).into_iter().flatten() {
             let Some(held) = self.assignments.get(key) else { continue };
             match &held.read {
-                Ok(assignment) if assignment.pod_uid.is_empty() || assignment.pod_uid == pod.reference.uid => {
+                Ok(candidate)
+                    if candidate.assignment.pod_uid.is_empty() || candidate.assignment.pod_uid == pod.reference.uid =>
+                {
                     recorder.line(Verdict::Yes, || format!("assignment {key} counts"));
-                    assignments.push(Arc::clone(assignment));
+                    assignments.push(candidate.clone());
                 }
-                Ok(assignment) => recorder.line(Verdict::No, || {
+                Ok(Candidate { assignment, .. }) => recorder.line(Verdict::No, || {
                     format!("assignment {key} is for another pod of this name ({})", assignment.pod_uid)
                 }),
                 Err(error) => recorder.line(Verdict::No, || format!("assignment {key} is not served: {error}")),
             }
         }
-        assignments.sort_by(|a, b| b.weight.cmp(&a.weight).then_with(|| a.object.key().cmp(&b.object.key())));
+        assignments.sort_by(|Candidate { assignment: a, .. }, Candidate { assignment: b, .. }| {
+            b.weight.cmp(&a.weight).then_with(|| a.object.key().cmp(&b.object.key()))
+        });
         let mut expected = BTreeMap::new();
         for key in self.catalog.candidates(pod) {
             let Some(binding) = self.bindings.get(key) else { continue };
-            if !binding.selection.selects(pod) || assignments.iter().any(|a| a.binding.is(&binding.object)) {
+            if !binding.selection.selects(pod) || assignments.iter().any(|a| a.assignment.binding.is(&binding.object)) {
                 continue;
             }
             if recorder.check(!binding.hopeless, || {
@@ -396,13 +397,22 @@ impl NodeIndex {
         }
         PodEntry {
             pod: Arc::clone(&pod.reference),
-            assignments: assignments.into(),
+            assignments,
             expected: expected
                 .into_values()
                 .map(|b| Expected { binding: b.object.clone(), identity: b.identity.clone(), weight: b.weight })
                 .collect(),
         }
     }
+}
+
+/// `value`, or the equal one that others have already.
+fn share<T: PartialEq>(shared: &mut HashMap<ObjectKey, Arc<T>>, key: ObjectKey, value: Arc<T>) -> Arc<T> {
+    let held = shared.entry(key).or_insert_with(|| Arc::clone(&value));
+    if **held != *value {
+        *held = value;
+    }
+    Arc::clone(held)
 }
 
 fn gone<T>(held: &HashMap<ObjectKey, T>, listed: &HashSet<ObjectKey>) -> Vec<ObjectKey> {
