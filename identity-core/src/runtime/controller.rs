@@ -14,7 +14,7 @@ mod dispatch;
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -34,7 +34,7 @@ use crate::assign::{Index, Options};
 /// How a controller runs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How assignments are made.
+    /// How assignments are made. With manifests nobody collects garbage: there `orphan_grace` is zero, whatever it says.
     pub options: Options,
     /// The lease. With manifests only its holder's name is used: there the state directory's lock file is the lease.
     pub lease: lease::Config,
@@ -86,7 +86,10 @@ impl Health {
 
 /// Runs until `shutdown`. Then nothing new is begun, what is under way may end within [`Config::grace`], and the lease is
 /// released.
-pub async fn run(config: Config, source: Source, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken) -> Result<(), Error> {
+    if matches!(source, Source::Manifests(_)) {
+        config.options.orphan_grace = SignedDuration::ZERO;
+    }
     // Beyond `shutdown` itself: the lease is given back last.
     let release = CancellationToken::new();
     let _release_always = release.clone().drop_guard();

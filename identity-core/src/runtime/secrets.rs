@@ -300,4 +300,37 @@ mod tests {
         let unread = Secrets(Inner::Manifests(Arc::default()));
         assert!(matches!(unread.get("team", "sp").await, Err(Error::Unavailable { .. })));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_is_asked_each_time() {
+        use crate::runtime::testing::{Fault, Server};
+        let server = Server::new();
+        let secrets = Secrets::new(&Source::kubernetes(server.client()));
+        let secret = |data: serde_json::Value| serde_json::json!({"kind": "Secret", "metadata": {"name": "sp", "namespace": "team"}, "data": data});
+        let get = || secrets.key("team", "sp", "a");
+        assert_eq!(get().await.unwrap_err().to_string(), "there is no Secret team/sp");
+        server.put("secrets", secret(serde_json::json!({"a": "aHVudGVyMg=="})));
+        assert_eq!(get().await.unwrap().expose_secret(), b"hunter2");
+        assert_eq!(server.calls(|_| true)[1].text(), "GET /api/v1/namespaces/team/secrets/sp?\n");
+        // What is wrong with it is said without saying it.
+        for data in
+            [serde_json::json!({"a": "hunter2"}), serde_json::json!({"a": 271_828}), serde_json::json!("hunter2")]
+        {
+            server.put("secrets", secret(data));
+            let error = get().await.unwrap_err();
+            assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
+            let text = format!("{error:?} {error}");
+            assert!(!text.contains("hunter2") && !text.contains("271"), "{text}");
+        }
+        server.put("secrets", serde_json::json!({"metadata": {"name": "sp", "namespace": "team"}}));
+        assert!(matches!(get().await.unwrap_err(), Error::KeyMissing { has, .. } if has.is_empty()));
+        server.rule(|_| Some(Fault::Code(403, None)));
+        let text = get().await.unwrap_err().to_string();
+        assert!(text.contains("grant verb `get` on resource `secrets` named `sp` in namespace `team`"), "{text}");
+        let (_never, gate) = tokio::sync::watch::channel(false);
+        server.rule(move |_| Some(Fault::Slow(gate.clone())));
+        let began = tokio::time::Instant::now();
+        assert!(matches!(get().await.unwrap_err(), Error::Unavailable { .. }));
+        assert_eq!(began.elapsed().as_secs(), 5);
+    }
 }

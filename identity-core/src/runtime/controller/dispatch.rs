@@ -199,7 +199,7 @@ impl Dispatch {
             }
             Err(failure) => failure,
         };
-        if !failure.is_transient() {
+        if !failure.is_transient() && failure != Failure::Fenced {
             // An answer at all: the server is well.
             self.unwell = 0;
         }

@@ -454,11 +454,7 @@ async fn with_manifests_it_does_the_same() {
     let mut objects =
         vec![identity("demo"), binding("demo", "demo"), pod("p0"), pod("p1"), binding("broken", "absent")];
     fs::write(directory.join("all.yaml"), manifests(&objects)).unwrap();
-    let start = |holder: &str| {
-        Rig::start(Source::manifests(&directory, &state), holder, |config| {
-            config.options.orphan_grace = jiff::SignedDuration::ZERO;
-        })
-    };
+    let start = |holder: &str| Rig::start(Source::manifests(&directory, &state), holder, |_| {});
     let assigned = || {
         let mut all = BTreeMap::new();
         for entry in fs::read_dir(state.join("assignments/team")).into_iter().flatten().flatten() {

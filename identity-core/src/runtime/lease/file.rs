@@ -46,12 +46,24 @@ pub(crate) async fn run(
             return;
         }
     };
-    fence.set(Some(Duration::from_nanos(u64::MAX)));
+    let held = Held { fence, _file: file };
+    held.fence.set(Some(Duration::from_nanos(u64::MAX)));
     leadership.send_replace(Leadership::Leading);
     stop.cancelled().await;
-    fence.set(None);
+    drop(held);
     leadership.send_replace(Leadership::Standby { leader: String::new() });
-    drop(file);
+}
+
+/// The lock. However it goes, the fence closes before.
+struct Held {
+    fence: Arc<Fence>,
+    _file: File,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.fence.set(None);
+    }
 }
 
 fn open(state: &StateDir) -> io::Result<File> {
@@ -101,7 +113,27 @@ mod tests {
         task_a.await.unwrap();
         assert!(fence_a.remaining().is_none());
         until(&mut watch_b, Leadership::Leading).await;
-        stop_b.cancel();
-        task_b.await.unwrap();
+        // One that dies without a word is followed as well: the kernel closes its file.
+        let (mut watch_c, fence_c, stop_c, task_c) = start();
+        until(&mut watch_c, Leadership::Standby { leader: String::new() }).await;
+        task_b.abort();
+        until(&mut watch_c, Leadership::Leading).await;
+        assert!(fence_b.remaining().is_none() && fence_c.remaining().is_some());
+        drop(stop_b);
+        stop_c.cancel();
+        task_c.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_a_directory_nothing_is_led() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("state"), "a file").unwrap();
+        let (leadership, watch) = watch::channel(Leadership::Unknown);
+        let fence = Arc::new(Fence::new(Arc::new(TokioClock::new())));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        run(StateDir::new(directory.path().join("state")), fence.clone(), leadership, stop).await;
+        assert!(fence.remaining().is_none());
+        assert_eq!(*watch.borrow(), Leadership::Unknown);
     }
 }

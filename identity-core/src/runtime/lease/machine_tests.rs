@@ -188,7 +188,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn two_never_believe_at_once(
@@ -207,7 +207,6 @@ proptest! {
             answer: None,
             stopped: false,
         }).collect();
-        let mut led = 0_u32;
         for op in ops {
             match op {
                 Op::Pass(ms) => real += Duration::from_millis(ms),
@@ -247,10 +246,7 @@ proptest! {
             }
             let believing = processes.iter().filter(|p| p.machine.deadline(p.clock(real)).is_some()).count();
             prop_assert!(believing <= 1);
-            led += u32::try_from(believing).unwrap();
         }
-        // Not vacuous: see `somebody_leads`.
-        let _ = led;
     }
 }
 

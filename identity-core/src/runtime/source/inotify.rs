@@ -9,6 +9,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use notify::{
@@ -30,6 +31,9 @@ struct Pending {
     rearm: bool,
 }
 
+/// How long until it tries again to watch, when that failed (too many watches, most likely).
+const RETRY: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
@@ -42,6 +46,8 @@ struct Shared {
 pub(super) struct Inotify {
     watcher: INotifyWatcher,
     watched: Vec<PathBuf>,
+    /// Watching failed.
+    blind: bool,
     shared: Arc<Shared>,
 }
 
@@ -52,7 +58,7 @@ impl Inotify {
         let shared = Arc::new(Shared { root, nested, pending, wake: Notify::new() });
         let handler = shared.clone();
         let watcher = INotifyWatcher::new(move |event| handler.handle(event), Config::default())?;
-        let mut inotify = Self { watcher, watched: Vec::new(), shared };
+        let mut inotify = Self { watcher, watched: Vec::new(), blind: false, shared };
         inotify.arm()?;
         Ok(inotify)
     }
@@ -66,13 +72,26 @@ impl Inotify {
                 let mut pending = shared.lock();
                 (pending.dirty.take(), std::mem::take(&mut pending.rearm))
             };
-            if rearm && let Err(error) = self.arm() {
-                warn!(directory = %shared.root.display(), %error, "cannot watch; changes may be missed until the next one");
+            if rearm {
+                let armed = self.arm();
+                if let (Err(error), false) = (&armed, self.blind) {
+                    warn!(
+                        directory = %shared.root.display(), %error,
+                        "cannot watch; looking every {RETRY:?} (raise fs.inotify.max_user_watches)"
+                    );
+                }
+                self.blind = armed.is_err();
             }
             if let Some(dirty) = dirty {
                 return dirty;
             }
-            notified.await;
+            if self.blind {
+                if tokio::time::timeout(RETRY, notified).await.is_err() {
+                    *shared.lock() = Pending { dirty: Some(Dirty::All), rearm: true };
+                }
+            } else {
+                notified.await;
+            }
         }
     }
 

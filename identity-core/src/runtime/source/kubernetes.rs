@@ -119,7 +119,7 @@ impl Watch {
     ) where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
-        let mut failures = 0;
+        let mut failures = 0_u32;
         // A list that works proves little while the watch after it is refused with 410 again and again.
         let mut in_vain = false;
         'restart: loop {
@@ -139,8 +139,9 @@ impl Watch {
                     Err(error) => {
                         self.observer.watch_failed(self.kind);
                         let text = describe(&error);
-                        if failures == 0 {
-                            warn!(kind = self.kind, error = %text, "watch failed; what was seen last stays in force");
+                        // Less and less often, but not never.
+                        if failures == 0 || failures.is_power_of_two() {
+                            warn!(kind = self.kind, error = %text, failures, "watch failed; what was seen last stays in force");
                         } else {
                             debug!(kind = self.kind, error = %text, failures, "watch failed again");
                         }

@@ -223,3 +223,35 @@ async fn a_server_that_refuses_every_watch_is_not_stormed_with_lists() {
     let lists = gets(&server, false).len();
     assert!((20..=60).contains(&lists), "{lists} lists in five minutes");
 }
+
+#[tokio::test(start_paused = true)]
+async fn when_one_watch_dies_all_end() {
+    #[derive(Debug)]
+    struct Bug;
+    impl Observer for Bug {
+        fn relisted(&self, kind: &'static str) {
+            assert_ne!(kind, "AzureIdentityBinding", "on purpose");
+        }
+    }
+    let server = Server::new();
+    let source = Source::kubernetes(server.client());
+    let interests = [Interest::Identities, Interest::Bindings, Interest::Pods { node: None }];
+    let mut updates = source.watch(&interests, Some(Arc::new(Bug)), &CancellationToken::new()).unwrap();
+    let end = async { while updates.recv().await.is_some() {} };
+    tokio::time::timeout(PATIENCE, end).await.expect("the others go on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_watches_for_nobody() {
+    let server = Server::new();
+    let mut rig = Rig::start(server.client(), &[Interest::Identities]);
+    rig.next().await;
+    server.until("watching", |server| !gets(server, true).is_empty()).await;
+    let requests = server.count(|_| true);
+    // Only the receiver goes.
+    let Rig { updates, told, _stop } = rig;
+    drop(updates);
+    tokio::time::sleep(Duration::from_mins(20)).await;
+    assert_eq!(server.count(|_| true), requests);
+    assert_eq!(Arc::strong_count(&told), 1, "the task is gone");
+}

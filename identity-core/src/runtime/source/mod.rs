@@ -11,10 +11,11 @@ mod words;
 
 use std::{path::PathBuf, sync::Arc};
 
+use futures::{FutureExt as _, future::BoxFuture};
 use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding};
 use kube::Client;
 use tokio::sync::mpsc;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 pub use self::parse::Problem;
 use super::{
@@ -175,7 +176,7 @@ impl Source {
     }
 
     /// Starts watching. Each kind begins with a [`Change::Relist`]; nothing is lost or repeated as long as updates are
-    /// taken in order. The tasks end with `shutdown` or when the receiver is dropped.
+    /// taken in order. The tasks end with `shutdown`, when the receiver is dropped, and all together when one of them panics.
     pub fn watch(
         &self,
         interests: &[Interest],
@@ -184,23 +185,30 @@ impl Source {
     ) -> Result<mpsc::Receiver<Update>, Error> {
         let observer = observer.unwrap_or_else(|| Arc::new(Nobody));
         let (updates, receiver) = mpsc::channel(WAITING);
-        let tasks = TaskTracker::new();
-        match self {
-            Self::Kubernetes(client) => {
-                for interest in interests {
-                    let task = kubernetes::watch(client.clone(), interest.clone(), updates.clone(), observer.clone());
-                    let shutdown = shutdown.clone();
-                    tasks.spawn(async move { shutdown.run_until_cancelled(Box::pin(task)).await });
-                }
-            }
-            Self::Manifests(manifests) => {
-                for task in manifest::watch(manifests, interests, &updates, &observer)? {
-                    let shutdown = shutdown.clone();
-                    tasks.spawn(async move { shutdown.run_until_cancelled(task).await });
-                }
-            }
+        let tasks: Vec<BoxFuture<'static, ()>> = match self {
+            Self::Kubernetes(client) => interests
+                .iter()
+                .map(|interest| {
+                    kubernetes::watch(client.clone(), interest.clone(), updates.clone(), observer.clone()).boxed()
+                })
+                .collect(),
+            Self::Manifests(manifests) => manifest::watch(manifests, interests, &updates, &observer)?,
+        };
+        // All or none: with one of them gone (a panic), what the others tell would be half the truth.
+        let together = shutdown.child_token();
+        for task in tasks {
+            let (together, updates) = (together.clone(), updates.clone());
+            tokio::spawn(async move {
+                let _end = together.clone().drop_guard();
+                let until_nobody_listens = async {
+                    tokio::select! {
+                        () = updates.closed() => {}
+                        () = task => {}
+                    }
+                };
+                together.run_until_cancelled(until_nobody_listens).await
+            });
         }
-        tasks.close();
         Ok(receiver)
     }
 }
