@@ -42,11 +42,13 @@ fn index(pods: Vec<Pod>, identities: Vec<AzureIdentity>, bindings: Vec<AzureIden
 }
 
 fn updates(plan: &StatusPlan) -> Vec<&StatusUpdate> {
-    let of = |action| match action {
-        &Action::Status(ref update) => Some(&**update),
-        _ => None,
-    };
-    plan.actions.iter().filter_map(of).collect()
+    let mut updates = Vec::new();
+    for action in &plan.actions {
+        if let Action::Status(update) = action {
+            updates.push(&**update);
+        }
+    }
+    updates
 }
 
 /// Plans, and has everything done.
