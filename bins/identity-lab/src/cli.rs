@@ -23,8 +23,8 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Switch faults on or off: `fault NAME on|off [NAME on|off]…`.
     ///
-    /// Of Entra: entra-down entra-429 entra-503 entra-hang. Of IMDS: imds-down imds-404 imds-410 imds-429 imds-500 imds-503
-    /// imds-hang. Of the API server, with --kube: api-down.
+    /// Of Entra: entra-down entra-429 entra-503 entra-hang. Of IMDS: imds-down imds-404 imds-410 imds-429
+    /// imds-429-once imds-500 imds-503 imds-hang. Of the API server, with --kube: api-down.
     Fault {
         /// Pairs of a fault's name and `on` or `off`.
         #[arg(required = true, num_args = 2.., value_name = "NAME on|off")]

@@ -7,7 +7,7 @@ use std::{
     future::Future,
     pin::Pin,
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,6 +20,8 @@ use super::http::{Answered, Call, Dropped, Reply};
 
 /// The longest that a hanging request is kept: by then every client known to us has given up.
 const LONGEST_HANG: Duration = Duration::from_mins(10);
+/// Kinds of requests that are remembered.
+const MOST_STRUCK: usize = 10_000;
 
 /// A service that the emulators play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -53,6 +55,8 @@ pub enum Fault {
     Imds410,
     /// IMDS throttles: 429 without `Retry-After`.
     Imds429,
+    /// IMDS throttles the first request of its kind (path and query) and answers those that follow.
+    Imds429Once,
     /// IMDS fails: 500.
     Imds500,
     /// IMDS is unavailable: 503.
@@ -65,11 +69,12 @@ pub(super) enum Effect {
     Down,
     Hang,
     Status(u16),
+    StatusOnce(u16),
 }
 
 impl Fault {
     /// All of them. Of several that are on for one service the first in this order acts.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::EntraDown,
         Self::EntraHang,
         Self::Entra429,
@@ -79,6 +84,7 @@ impl Fault {
         Self::Imds404,
         Self::Imds410,
         Self::Imds429,
+        Self::Imds429Once,
         Self::Imds500,
         Self::Imds503,
     ];
@@ -95,6 +101,7 @@ impl Fault {
             Self::Imds404 => "imds-404",
             Self::Imds410 => "imds-410",
             Self::Imds429 => "imds-429",
+            Self::Imds429Once => "imds-429-once",
             Self::Imds500 => "imds-500",
             Self::Imds503 => "imds-503",
         }
@@ -115,6 +122,7 @@ impl Fault {
             Self::Imds404 => Effect::Status(404),
             Self::Imds410 => Effect::Status(410),
             Self::Entra429 | Self::Imds429 => Effect::Status(429),
+            Self::Imds429Once => Effect::StatusOnce(429),
             Self::Imds500 => Effect::Status(500),
             Self::Entra503 | Self::Imds503 => Effect::Status(503),
         }
@@ -180,6 +188,21 @@ impl Switchboard {
     }
 }
 
+/// Kinds of requests that a fault has struck once: remembered while the emulators run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Struck(Arc<Mutex<BTreeSet<String>>>);
+
+impl Struck {
+    /// Whether this is the first request of its kind.
+    fn first(&self, call: &Call) -> bool {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= MOST_STRUCK {
+            seen.clear();
+        }
+        seen.insert(format!("{} {:?}", call.path, call.query.0))
+    }
+}
+
 /// How a service says each status that a fault can make it say.
 pub(super) type Saying = Arc<dyn Fn(u16, &Call) -> Reply + Send + Sync>;
 
@@ -189,6 +212,7 @@ pub(super) struct FaultLayer {
     pub(super) board: Switchboard,
     pub(super) service: ServiceName,
     pub(super) saying: Saying,
+    pub(super) struck: Struck,
 }
 
 impl<S> Layer<S> for FaultLayer {
@@ -221,15 +245,20 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let FaultLayer { board, service, saying } = self.layer.clone();
+        let FaultLayer { board, service, saying, struck } = self.layer.clone();
         let inner = self.inner.clone();
         Box::pin(async move {
             let mut faults = board.0.subscribe();
             let mut hung = None;
             loop {
                 let fault = faults.borrow_and_update().iter().copied().find(|fault| fault.service() == service);
-                match fault.map(|fault| (fault, fault.effect())) {
-                    None => {
+                let effect = fault.map(|fault| match fault.effect() {
+                    Effect::StatusOnce(status) if struck.first(&call) => Some((fault, Effect::Status(status))),
+                    Effect::StatusOnce(_) => None,
+                    other => Some((fault, other)),
+                });
+                match effect.flatten() {
+                    None | Some((_, Effect::StatusOnce(_))) => {
                         let reply = match inner.oneshot(call).await {
                             Ok(reply) => reply,
                             Err(never) => match never {},

@@ -58,7 +58,7 @@ pub use self::{
 };
 use self::{
     directory::Known,
-    fault::{FaultLayer, Switchboard},
+    fault::{FaultLayer, Struck, Switchboard},
     http::Front,
     log::RequestLog,
     signer::Signer,
@@ -268,6 +268,6 @@ where
         + 'static,
     S::Future: Send,
 {
-    let layer = FaultLayer { board: shared.faults.clone(), service: name, saying };
+    let layer = FaultLayer { board: shared.faults.clone(), service: name, saying, struck: Struck::default() };
     BoxCloneSyncService::new(layer.layer(service))
 }

@@ -65,6 +65,19 @@ async fn each_fault_strikes_its_own_service_and_only_while_it_is_on() {
     }
 }
 
+#[tokio::test]
+async fn a_fault_that_strikes_once_strikes_each_kind_of_request_for_itself() {
+    let lab = Lab::start(|config| config["faults"] = json!(["imds-429-once"])).await;
+    let other = ASK.replace("vault.azure.net", "storage.azure.com");
+    let mut statuses = Vec::new();
+    for ask in [ASK, ASK, &other, &other, ASK] {
+        let answer = lab.try_imds(Method::GET, ask, &[("metadata", "true")]).await.unwrap();
+        statuses.push(answer.status.as_u16());
+    }
+    assert_eq!(statuses, [429, 200, 429, 200, 200]);
+    assert_eq!(ask_entra(&lab).await.unwrap().status, StatusCode::OK);
+}
+
 /// Lets the emulators work until `condition` holds.
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
