@@ -47,6 +47,8 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     /// The body's fields when it is a form.
     pub(super) form: Option<Pairs>,
+    /// The body.
+    pub(super) body: Bytes,
     /// Host (and port) that the client meant.
     pub(super) host: String,
     pub(super) caller: SocketAddr,
@@ -259,6 +261,7 @@ impl Front {
             query: Pairs::parse(head.uri.query().unwrap_or_default().as_bytes()),
             headers: head.headers,
             form: None,
+            body: Bytes::new(),
             host,
             caller,
             received,
@@ -269,7 +272,8 @@ impl Front {
                 let form = call.header("content-type").is_some_and(|kind| {
                     kind.split(';').next().unwrap_or_default().trim() == "application/x-www-form-urlencoded"
                 });
-                call.form = form.then(|| Pairs::parse(&body.to_bytes()));
+                call.body = body.to_bytes();
+                call.form = form.then(|| Pairs::parse(&call.body));
                 None
             }
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {

@@ -1,6 +1,7 @@
 //! `GET /metadata/instance`: a document that the path walks
 //! (<https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>).
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -9,6 +10,8 @@ use crate::emulator::{
     config::VirtualMachine,
     http::{Call, Reply},
 };
+
+const VM_ID: &str = "02aab8a4-74ef-476e-8182-f6d2ba4166a6";
 
 /// The document, or the part of it that `path` leads to.
 pub(super) fn answer(vm: &VirtualMachine, path: &[&str], call: &Call) -> Result<Reply, Reply> {
@@ -36,6 +39,31 @@ pub(super) fn answer(vm: &VirtualMachine, path: &[&str], call: &Call) -> Result<
     }
 }
 
+/// `GET /metadata/attested/document`. The document is in the clear: nothing here could sign as Azure does.
+pub(super) fn attested(vm: &VirtualMachine, call: &Call) -> Result<Reply, Reply> {
+    let nonce = call.query.get("nonce").unwrap_or_default();
+    if nonce.len() > 32 {
+        return Err(generic(StatusCode::BAD_REQUEST, "Bad request. 'nonce' has more than 32 characters"));
+    }
+    let document = json!({
+        "licenseType": "", "nonce": nonce, "plan": {"name": "", "product": "", "publisher": ""}, "sku": "server",
+        "subscriptionId": vm.subscription_id, "vmId": VM_ID,
+    });
+    let body = json!({"encoding": "pkcs7", "signature": STANDARD.encode(document.to_string())});
+    Ok(Reply::json(StatusCode::OK, &body))
+}
+
+/// `GET /metadata/loadbalancer`.
+pub(super) fn load_balancer() -> Value {
+    json!({
+        "loadbalancer": {
+            "publicIpAddresses": [{"frontendIpAddress": "51.0.0.1", "privateIpAddress": "10.240.0.4"}],
+            "inboundRules": [],
+            "outboundRules": [],
+        },
+    })
+}
+
 /// One name a line; those that lead further end with a slash.
 fn listing<'a>(entries: impl Iterator<Item = (String, &'a Value)>) -> Reply {
     let lines: Vec<String> = entries
@@ -60,7 +88,7 @@ fn document(vm: &VirtualMachine) -> Value {
             "subscriptionId": vm.subscription_id,
             "tags": "",
             "tagsList": [],
-            "vmId": "02aab8a4-74ef-476e-8182-f6d2ba4166a6",
+            "vmId": VM_ID,
             "vmScaleSetName": "",
             "vmSize": "Standard_D2s_v5",
             "zone": "",

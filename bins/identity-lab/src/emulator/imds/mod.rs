@@ -1,17 +1,23 @@
 //! A VM's instance metadata service: the identity category, and enough of the rest to show what a proxy does with it.
 
 mod error;
+mod events;
 mod instance;
 mod limits;
 mod token;
 
-use std::{collections::HashMap, sync::Arc, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use self::{
     error::{generic, identity, said},
+    events::Events,
     limits::Limiter,
 };
 use super::{
@@ -72,6 +78,7 @@ struct Imds {
     rest: Limiter,
     /// The platform's cache: by resource id (or client id) and resource.
     tokens: Mutex<HashMap<(String, String), (Principal, Issued)>>,
+    events: Mutex<Events>,
 }
 
 /// The service behind its faults.
@@ -80,6 +87,7 @@ pub(super) fn stack(config: ImdsConfig, shared: &Arc<Shared>) -> Stack {
     let imds = Arc::new(Imds {
         identity: Limiter::new(limits.requests_per_second, limits.concurrent),
         rest: Limiter::new(limits.other_requests_per_second, None),
+        events: Mutex::new(Events::new(&config.virtual_machine.name)),
         config,
         shared: Arc::clone(shared),
         tokens: Mutex::default(),
@@ -131,6 +139,20 @@ impl Imds {
                 api_version(call, API_VERSIONS[0])?;
                 instance::answer(&self.config.virtual_machine, path, call)
             }
+            ["metadata", "attested", "document"] => {
+                generic_checks(call)?;
+                api_version(call, "2018-10-01")?;
+                instance::attested(&self.config.virtual_machine, call)
+            }
+            ["metadata", "loadbalancer"] => {
+                generic_checks(call)?;
+                api_version(call, "2020-10-01")?;
+                Ok(Reply::json(StatusCode::OK, &instance::load_balancer()))
+            }
+            ["metadata", "scheduledevents"] => {
+                header_checks(call)?;
+                self.events.lock().unwrap_or_else(PoisonError::into_inner).answer(call)
+            }
             ["metadata", "attested" | "loadbalancer" | "scheduledevents", ..] => {
                 Err(Reply::not_emulated(ServiceName::Imds, &format!("{} {}", call.method, call.path)))
             }
@@ -149,17 +171,23 @@ impl Imds {
     }
 }
 
-/// What every category asks of a request.
+/// What every category but the scheduled events' asks of a request.
 fn generic_checks(call: &Call) -> Result<(), Reply> {
+    header_checks(call)?;
+    if call.method != Method::GET {
+        return Err(generic(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"));
+    }
+    Ok(())
+}
+
+/// What every category asks of a request.
+fn header_checks(call: &Call) -> Result<(), Reply> {
     if call.header("metadata") != Some("true") {
         let message = "Bad request. Required metadata header not specified";
         return Err(generic(StatusCode::BAD_REQUEST, message));
     }
     if call.headers.contains_key("x-forwarded-for") {
         return Err(generic(StatusCode::BAD_REQUEST, "Bad request. Request header 'X-Forwarded-For' is not allowed"));
-    }
-    if call.method != Method::GET {
-        return Err(generic(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"));
     }
     Ok(())
 }

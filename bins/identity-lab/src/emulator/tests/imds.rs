@@ -278,9 +278,47 @@ async fn the_rest_of_the_service_in_outline() {
     assert_eq!(lab.imds("/metadata/nothing").await.json(), json!({"error": "Not found"}));
     let bare = lab.try_imds(Method::GET, "/metadata/versions", &[]).await.unwrap();
     assert_eq!(bare.json(), json!({"error": "Bad request. Required metadata header not specified"}));
-    let answer = lab.imds("/metadata/scheduledevents?api-version=2020-07-01").await;
+    let answer = lab.imds("/metadata/attested/nothing?api-version=2020-07-01").await;
     assert_eq!(
         (answer.status, &answer.json()["operation"]),
-        (StatusCode::NOT_IMPLEMENTED, &json!("GET /metadata/scheduledevents"))
+        (StatusCode::NOT_IMPLEMENTED, &json!("GET /metadata/attested/nothing"))
     );
+}
+
+#[tokio::test]
+async fn attested_document_and_load_balancer_in_outline() {
+    let lab = Lab::start(|config| config["imds"]["limits"]["otherRequestsPerSecond"] = Value::Null).await;
+    let attested = lab.imds("/metadata/attested/document?api-version=2020-09-01&nonce=abc").await.json();
+    assert_eq!(attested["encoding"], "pkcs7");
+    assert!(attested["signature"].as_str().unwrap().len() > 100);
+    let long = format!("/metadata/attested/document?api-version=2020-09-01&nonce={}", "x".repeat(33));
+    assert_eq!(lab.imds(&long).await.status, StatusCode::BAD_REQUEST);
+    let balancer = lab.imds("/metadata/loadbalancer?api-version=2020-10-01").await.json();
+    assert_eq!(balancer["loadbalancer"]["publicIpAddresses"][0]["privateIpAddress"], "10.240.0.4");
+    assert_eq!(lab.imds("/metadata/loadbalancer?api-version=2020-09-01").await.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_scheduled_event_starts_when_it_is_approved() {
+    const EVENTS: &str = "/metadata/scheduledevents?api-version=2020-07-01";
+    let lab = Lab::start(|config| config["imds"]["limits"]["otherRequestsPerSecond"] = Value::Null).await;
+    let before = lab.imds(EVENTS).await.json();
+    assert_eq!((&before["DocumentIncarnation"], &before["Events"][0]["EventStatus"]), (&json!(1), &json!("Scheduled")));
+    let id = before["Events"][0]["EventId"].as_str().unwrap();
+    for (body, status) in [
+        ("nonsense".to_owned(), 400),
+        (json!({"StartRequests": []}).to_string(), 400),
+        (json!({"StartRequests": [{"EventId": "other"}]}).to_string(), 400),
+        (json!({"StartRequests": [{"EventId": id}]}).to_string(), 200),
+        (json!({"StartRequests": [{"EventId": id}]}).to_string(), 200),
+    ] {
+        let answer = lab.post_imds(EVENTS, &body).await;
+        assert_eq!(answer.status, status, "{body}");
+    }
+    let after = lab.imds(EVENTS).await.json();
+    assert_eq!((&after["DocumentIncarnation"], &after["Events"][0]["EventStatus"]), (&json!(2), &json!("Started")));
+    let put = lab.try_imds(Method::PUT, EVENTS, &[("metadata", "true")]).await.unwrap();
+    assert_eq!((put.status.as_u16(), put.headers["allow"].to_str().unwrap()), (405, "GET, POST"));
+    assert_eq!(lab.imds("/metadata/scheduledevents?api-version=2021-02-01").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(lab.try_imds(Method::POST, EVENTS, &[]).await.unwrap().status, StatusCode::BAD_REQUEST);
 }

@@ -124,6 +124,13 @@ impl Lab {
         self.try_imds(Method::GET, path, &[("metadata", "true")]).await.unwrap()
     }
 
+    /// POSTs to IMDS, with the `Metadata` header.
+    async fn post_imds(&self, path: &str, body: &str) -> Answer {
+        let tcp = TcpStream::connect(self.imds_address()).await.unwrap();
+        let headers = [("metadata", "true"), ("content-type", "application/json")];
+        send(tcp, request(Method::POST, path, "169.254.169.254", &headers, body)).await.unwrap()
+    }
+
     async fn try_imds(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Result<Answer, hyper::Error> {
         let tcp = TcpStream::connect(self.imds_address()).await.unwrap();
         send(tcp, request(method, path, "169.254.169.254", headers, "")).await
