@@ -411,7 +411,7 @@ fn an_address_with_two_pods_is_nobodys_until_one_is_gone() {
 #[test]
 fn every_address_of_a_pod_counts() {
     let mut node = node();
-    let addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+    let addresses = ["10.0.0.1", "fd00::1", "10.0.0.1"].map(|a| a.parse().unwrap()).to_vec();
     node.apply_pod(Pod { addresses, ..web() });
     assign(&mut node, &identity("one"), &bound("b1", "one", 0));
     for (address, expected) in [

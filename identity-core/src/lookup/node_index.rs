@@ -148,7 +148,11 @@ impl NodeIndex {
         // A finished pod's address may belong to another already.
         if !pod.phase.is_finished() {
             for address in &pod.addresses {
-                self.claims.entry(*address).or_default().push(key.clone());
+                let claims = self.claims.entry(*address).or_default();
+                // Listed twice, it is still one pod's.
+                if claims.last() != Some(&key) {
+                    claims.push(key.clone());
+                }
                 self.dirty_addresses.insert(*address);
             }
         }
