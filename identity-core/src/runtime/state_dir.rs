@@ -49,7 +49,12 @@ impl StateDir {
 
     /// The file with the status of one object.
     pub fn status(&self, kind: &str, key: &ObjectKey) -> io::Result<PathBuf> {
-        file(&self.root.join("status").join(kind), key)
+        file(&self.statuses().join(kind), key)
+    }
+
+    /// Where status is: a directory for each kind, in it one for each namespace.
+    pub fn statuses(&self) -> PathBuf {
+        self.root.join("status")
     }
 
     /// Events, one JSON object a line.
@@ -95,6 +100,13 @@ pub(crate) fn derived_uid(text: &str) -> String {
         hex
     });
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+/// A number, over zero and exact in a double (RFC 8259 §6), that is always the same for the same `text`.
+pub(crate) fn derived_number(text: &str) -> i64 {
+    let hash = Sha256::digest(text);
+    let number = hash.iter().take(6).fold(0_i64, |number, byte| (number << 8) | i64::from(*byte));
+    number.max(1)
 }
 
 fn make(directory: &Path) -> io::Result<()> {

@@ -41,8 +41,8 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct Directory {
     root: PathBuf,
-    /// Files are one level down, in a directory for each namespace.
-    nested: bool,
+    /// How many levels of directories there are between it and its files (one for each namespace, say).
+    depth: usize,
     kinds: &'static [Kind],
     files: BTreeMap<PathBuf, File>,
     /// Which files define an object; the first in order is used.
@@ -71,10 +71,10 @@ struct Stamp {
 }
 
 impl Directory {
-    pub(super) fn new(root: PathBuf, nested: bool, kinds: &'static [Kind]) -> Self {
+    pub(super) fn new(root: PathBuf, depth: usize, kinds: &'static [Kind]) -> Self {
         Self {
             root,
-            nested,
+            depth,
             kinds,
             files: BTreeMap::new(),
             claims: HashMap::new(),
@@ -82,6 +82,11 @@ impl Directory {
             duplicates: BTreeMap::new(),
             missing: None,
         }
+    }
+
+    /// What is in force under this name.
+    pub(super) fn get(&self, key: &Key) -> Option<&Object> {
+        self.in_force.get(key).map(|object| &**object)
     }
 
     /// Everything in force.
@@ -131,7 +136,7 @@ impl Directory {
                 Ok(paths)
             }
             Dirty::Files(paths) => {
-                if !self.nested && !paths.iter().all(|path| path.exists()) {
+                if self.depth == 0 && !paths.iter().all(|path| path.exists()) {
                     fs::read_dir(&self.root)?;
                 }
                 Ok(paths.clone())
@@ -141,26 +146,10 @@ impl Directory {
 
     fn list(&self) -> io::Result<BTreeSet<PathBuf>> {
         let mut found = BTreeSet::new();
-        if !self.nested {
-            list_into(&self.root, &mut found)?;
-            return Ok(found);
-        }
-        match fs::read_dir(&self.root) {
-            Ok(namespaces) => {
-                for namespace in namespaces {
-                    let namespace = namespace?;
-                    if namespace.file_type()?.is_dir() {
-                        match list_into(&namespace.path(), &mut found) {
-                            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                            _ => {}
-                        }
-                    }
-                }
-                Ok(found)
-            }
+        match list_into(&self.root, self.depth, &mut found) {
             // Nothing was written yet.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(found),
-            Err(error) => Err(error),
+            Err(error) if self.depth > 0 && error.kind() == io::ErrorKind::NotFound => Ok(found),
+            result => result.map(|()| found),
         }
     }
 
@@ -287,11 +276,19 @@ fn content(path: &Path) -> io::Result<Option<(Stamp, Read)>> {
     Ok(Some((stamp, Box::new(read))))
 }
 
-fn list_into(directory: &Path, found: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+fn list_into(directory: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if is_manifest(&path) {
-            found.insert(path);
+        let entry = entry?;
+        let path = entry.path();
+        if depth == 0 {
+            if is_manifest(&path) {
+                found.insert(path);
+            }
+        } else if entry.file_type()?.is_dir() {
+            match list_into(&path, depth - 1, found) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     Ok(())

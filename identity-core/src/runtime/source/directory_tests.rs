@@ -26,7 +26,7 @@ struct Room {
 impl Room {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let directory = Directory::new(temp.path().join("manifests"), false, KINDS);
+        let directory = Directory::new(temp.path().join("manifests"), 0, KINDS);
         fs::create_dir(temp.path().join("manifests")).unwrap();
         Self { temp, directory, heard: BTreeMap::new(), problems: Vec::new() }
     }
@@ -228,7 +228,7 @@ fn a_directory_that_vanishes_takes_nothing_away() {
 fn a_directory_for_each_namespace() {
     let temp = tempfile::tempdir().unwrap();
     let root = temp.path().join("assignments");
-    let mut directory = Directory::new(root.clone(), true, &[Kind::Assigned]);
+    let mut directory = Directory::new(root.clone(), 1, &[Kind::Assigned]);
     assert!(directory.refresh(&Dirty::All).deltas.is_empty());
     assert!(directory.is_listed(), "nothing was written yet");
     let write = |namespace: &str, name: &str, text: &str| {

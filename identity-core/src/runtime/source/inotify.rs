@@ -1,6 +1,6 @@
 //! Tells which files of a directory may have changed: by inotify, without polling and without timers.
 //!
-//! What is watched is the directory, its subdirectories if files are one level down, and the nearest directory above that
+//! What is watched is the directory, its subdirectories if files are further down, and the nearest directory above that
 //! exists: so a directory that is deleted and made again, or a symbolic link that is swapped for another (as a ConfigMap
 //! volume does with `..data`, and deployments do with `current`), is noticed.
 
@@ -37,7 +37,8 @@ const RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
-    nested: bool,
+    /// How many levels of directories there are between it and its files.
+    depth: usize,
     pending: Mutex<Pending>,
     wake: Notify,
 }
@@ -53,9 +54,9 @@ pub(super) struct Inotify {
 
 impl Inotify {
     /// `root` must be absolute. The first [`changed`](Self::changed) answers at once with everything.
-    pub(super) fn new(root: PathBuf, nested: bool) -> notify::Result<Self> {
+    pub(super) fn new(root: PathBuf, depth: usize) -> notify::Result<Self> {
         let pending = Mutex::new(Pending { dirty: Some(Dirty::All), rearm: false });
-        let shared = Arc::new(Shared { root, nested, pending, wake: Notify::new() });
+        let shared = Arc::new(Shared { root, depth, pending, wake: Notify::new() });
         let handler = shared.clone();
         let watcher = INotifyWatcher::new(move |event| handler.handle(event), Config::default())?;
         let mut inotify = Self { watcher, watched: Vec::new(), blind: false, shared };
@@ -125,16 +126,21 @@ impl Inotify {
             }
             Err(error) => return Err(error),
         }
-        if self.shared.nested
-            && let Ok(entries) = fs::read_dir(&root)
-        {
-            for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-                match self.watcher.watch(&path, RecursiveMode::NonRecursive) {
-                    Ok(()) => self.watched.push(path),
-                    Err(error) if is_absent(&error) => {}
-                    Err(error) => return Err(error),
-                }
+        self.arm_below(&root, self.shared.depth)
+    }
+
+    fn arm_below(&mut self, directory: &Path, depth: usize) -> notify::Result<()> {
+        if depth == 0 {
+            return Ok(());
+        }
+        let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
+        for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+            match self.watcher.watch(&path, RecursiveMode::NonRecursive) {
+                Ok(()) => self.watched.push(path.clone()),
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(error),
             }
+            self.arm_below(&path, depth - 1)?;
         }
         Ok(())
     }
@@ -184,7 +190,7 @@ impl Shared {
         }
         let Ok(inside) = path.strip_prefix(&self.root) else { return };
         let depth = inside.components().count();
-        let is_file = depth == 1 + usize::from(self.nested) && is_manifest(path) && !path.is_dir();
+        let is_file = depth == 1 + self.depth && is_manifest(path) && !path.is_dir();
         if is_file {
             match pending.dirty.get_or_insert_with(|| Dirty::Files(BTreeSet::new())) {
                 Dirty::All => {}
@@ -195,15 +201,16 @@ impl Shared {
                     }
                 }
             }
-        } else if depth == 1 {
-            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            let swapped = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".."));
-            if self.nested && !hidden {
-                pending.rearm = true;
-                pending.dirty = Some(Dirty::All);
-            } else if swapped {
-                pending.dirty = Some(Dirty::All);
-            }
+            return;
+        }
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if depth <= self.depth && !name.starts_with(b".") {
+            // A directory, most likely.
+            pending.rearm = true;
+            pending.dirty = Some(Dirty::All);
+        } else if depth == 1 && name.starts_with(b"..") {
+            // The link of a ConfigMap volume.
+            pending.dirty = Some(Dirty::All);
         }
     }
 }
@@ -231,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn an_overflow_of_the_queue_is_followed_by_a_full_look() {
         let directory = tempfile::tempdir().unwrap();
-        let mut inotify = Inotify::new(directory.path().to_owned(), false).unwrap();
+        let mut inotify = Inotify::new(directory.path().to_owned(), 0).unwrap();
         assert_eq!(inotify.changed().await, Dirty::All, "the first look");
         let one = directory.path().join("a.yaml");
         inotify.shared.handle(Ok(Event::new(EventKind::Remove(notify::event::RemoveKind::File)).add_path(one.clone())));
@@ -247,7 +254,7 @@ mod tests {
     #[tokio::test]
     async fn very_many_files_at_once_are_a_full_look() {
         let directory = tempfile::tempdir().unwrap();
-        let mut inotify = Inotify::new(directory.path().to_owned(), false).unwrap();
+        let mut inotify = Inotify::new(directory.path().to_owned(), 0).unwrap();
         inotify.changed().await;
         for i in 0..=MOST_FILES {
             let path = directory.path().join(format!("{i}.yaml"));

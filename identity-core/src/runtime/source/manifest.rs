@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use identity_crd::{AzureAssignedIdentity, NODE_LABEL};
+use kube::api::ObjectMeta;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info};
 
@@ -22,16 +23,18 @@ use super::{
 };
 use crate::{
     assign::node_label,
+    object::ObjectKey,
     pod::Pod,
     runtime::{observe::Observer, secrets::Store},
 };
 
 const MANIFEST_KINDS: &[Kind] = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception];
 const STATE_KINDS: &[Kind] = &[Kind::Assigned];
+const STATUS_KINDS: &[Kind] = &[Kind::IdentityStatus, Kind::BindingStatus];
 /// A manifest that is gone may be back in a moment: editors move the old file away before they write the new one.
 const VANISHED: Duration = Duration::from_millis(50);
 
-/// The tasks that watch: one for each directory.
+/// The tasks that watch: one for manifests (and the status of what is in them), one for assignments.
 pub(super) fn watch(
     manifests: &Manifests,
     interests: &[Interest],
@@ -42,76 +45,56 @@ pub(super) fn watch(
         .map_err(|source| Error::Directory { path: manifests.directory.clone(), source })?;
     let (assigned, rest): (Vec<_>, Vec<_>) =
         interests.iter().cloned().partition(|interest| matches!(interest, Interest::Assigned { .. }));
-    let mut tasks = Vec::new();
-    let all_problems = Arc::new(AtomicUsize::new(0));
-    let mut start = |path: PathBuf, nested, kinds, interests, secrets| -> Result<(), Error> {
-        let absolute = std::path::absolute(&path).map_err(|source| Error::Directory { path: path.clone(), source })?;
-        let inotify = Inotify::new(absolute.clone(), nested).map_err(|source| Error::Inotify { path, source })?;
-        let driver = Driver {
-            directory: Directory::new(absolute, nested, kinds),
-            interests,
-            updates: updates.clone(),
-            observer: observer.clone(),
-            problems: 0,
-            all_problems: all_problems.clone(),
-            secrets,
-        };
-        tasks.push(Box::pin(driver.run(inotify)) as BoxFuture<'static, ()>);
-        Ok(())
+    let problems = Arc::new(AtomicUsize::new(0));
+    let room = |path, depth, kinds| Room::new(path, depth, kinds, problems.clone(), observer.clone());
+    let manifest = Driver {
+        room: room(manifests.directory.clone(), 0, MANIFEST_KINDS)?,
+        statuses: Some(room(manifests.state.statuses(), 2, STATUS_KINDS)?),
+        interests: rest,
+        updates: updates.clone(),
+        secrets: Some(manifests.secrets.clone()),
     };
-    start(manifests.directory.clone(), false, MANIFEST_KINDS, rest, Some(manifests.secrets.clone()))?;
+    let mut tasks = vec![manifest.run().boxed()];
     if !assigned.is_empty() {
-        start(manifests.state.assignments(), true, STATE_KINDS, assigned, None)?;
+        let state = Driver {
+            room: room(manifests.state.assignments(), 1, STATE_KINDS)?,
+            statuses: None,
+            interests: assigned,
+            updates: updates.clone(),
+            secrets: None,
+        };
+        tasks.push(state.run().boxed());
     }
     Ok(tasks)
 }
 
-struct Driver {
+/// A directory, watched.
+struct Room {
     directory: Directory,
-    interests: Vec<Interest>,
-    updates: mpsc::Sender<Update>,
-    observer: Arc<dyn Observer>,
-    /// How many this directory has.
+    inotify: Inotify,
+    /// How many problems this directory has.
     problems: usize,
     /// How many all of them have.
     all_problems: Arc<AtomicUsize>,
-    /// None for the state directory.
-    secrets: Option<Arc<Store>>,
+    observer: Arc<dyn Observer>,
 }
 
-impl Driver {
-    async fn run(mut self, mut inotify: Inotify) {
-        let mut first = true;
-        loop {
-            let dirty = inotify.changed().await;
-            if self.secrets.is_some()
-                && let Dirty::Files(files) = &dirty
-                && files.iter().any(|file| !file.exists())
-            {
-                tokio::time::sleep(VANISHED).await;
-            }
-            let Some(deltas) = self.refresh(dirty).await else { return };
-            let messages: Vec<Update> = if first {
-                if !self.directory.is_listed() {
-                    // It has gone since it was checked: an empty list would be a lie.
-                    continue;
-                }
-                first = false;
-                self.interests.iter().map(|interest| relist(interest, &self.directory)).collect()
-            } else {
-                deltas.iter().filter_map(|delta| update(delta, &self.interests)).collect()
-            };
-            for message in messages {
-                if self.updates.send(message).await.is_err() {
-                    return;
-                }
-            }
-        }
+impl Room {
+    fn new(
+        path: PathBuf,
+        depth: usize,
+        kinds: &'static [Kind],
+        all_problems: Arc<AtomicUsize>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, Error> {
+        let absolute = std::path::absolute(&path).map_err(|source| Error::Directory { path: path.clone(), source })?;
+        let inotify = Inotify::new(absolute.clone(), depth).map_err(|source| Error::Inotify { path, source })?;
+        Ok(Self { directory: Directory::new(absolute, depth, kinds), inotify, problems: 0, all_problems, observer })
     }
 
     /// Reads what may have changed, on a thread that may block, and tells of problems. None when that thread panicked.
     async fn refresh(&mut self, dirty: Dirty) -> Option<Vec<Delta>> {
-        let empty = Directory::new(PathBuf::new(), false, &[]);
+        let empty = Directory::new(PathBuf::new(), 0, &[]);
         let mut directory = std::mem::replace(&mut self.directory, empty);
         let read = tokio::task::spawn_blocking(move || {
             let found = directory.refresh(&dirty);
@@ -130,28 +113,208 @@ impl Driver {
         // Wraps around and back when `before` is larger.
         let others = self.all_problems.fetch_add(now.wrapping_sub(before), Ordering::Relaxed).wrapping_sub(before);
         self.observer.problems(others.wrapping_add(now));
-        if let Some(store) = &self.secrets {
-            if !deltas.is_empty() {
-                info!(changes = deltas.len(), "manifests changed");
-            }
-            // Secrets first: whoever hears of an identity may ask for its Secret at once.
-            for delta in &deltas {
-                match delta {
-                    Delta::Applied(key, object) => {
-                        if let Object::Secret(data) = &**object {
-                            store.put(key.object.clone(), data.clone());
-                        }
-                    }
-                    Delta::Deleted(key, _) if key.kind == Kind::Secret => store.remove(&key.object),
-                    Delta::Deleted(..) => {}
-                }
-            }
-            store.ready();
-        } else {
-            debug!(changes = deltas.len(), "assignments changed");
-        }
         Some(deltas)
     }
+}
+
+struct Driver {
+    room: Room,
+    /// Where the controller keeps the status of identities and bindings.
+    statuses: Option<Room>,
+    interests: Vec<Interest>,
+    updates: mpsc::Sender<Update>,
+    /// None for the state directory.
+    secrets: Option<Arc<Store>>,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        // Status first: the first list has it.
+        if let Some(statuses) = &mut self.statuses {
+            let dirty = statuses.inotify.changed().await;
+            if statuses.refresh(dirty).await.is_none() {
+                return;
+            }
+        }
+        let mut listed = false;
+        loop {
+            let status = async {
+                match &mut self.statuses {
+                    Some(statuses) => statuses.inotify.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (dirty, is_status) = tokio::select! {
+                biased;
+                dirty = self.room.inotify.changed() => (dirty, false),
+                dirty = status => (dirty, true),
+            };
+            let deltas = match &mut self.statuses {
+                Some(statuses) if is_status => statuses.refresh(dirty).await,
+                _ => self.refresh(dirty).await,
+            };
+            let Some(deltas) = deltas else { return };
+            let messages: Vec<Update> = if listed {
+                deltas.iter().filter_map(|delta| self.update(delta)).collect()
+            } else if self.room.directory.is_listed() && !is_status {
+                listed = true;
+                self.interests.iter().map(|interest| self.relist(interest)).collect()
+            } else {
+                // It has gone since it was checked: an empty list would be a lie.
+                continue;
+            };
+            for message in messages {
+                if self.updates.send(message).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn refresh(&mut self, dirty: Dirty) -> Option<Vec<Delta>> {
+        let Some(store) = &self.secrets else {
+            let deltas = self.room.refresh(dirty).await?;
+            debug!(changes = deltas.len(), "assignments changed");
+            return Some(deltas);
+        };
+        if let Dirty::Files(files) = &dirty
+            && files.iter().any(|file| !file.exists())
+        {
+            tokio::time::sleep(VANISHED).await;
+        }
+        let deltas = self.room.refresh(dirty).await?;
+        if !deltas.is_empty() {
+            info!(changes = deltas.len(), "manifests changed");
+        }
+        // Secrets first: whoever hears of an identity may ask for its Secret at once.
+        for delta in &deltas {
+            match delta {
+                Delta::Applied(key, object) => {
+                    if let Object::Secret(data) = &**object {
+                        store.put(key.object.clone(), data.clone());
+                    }
+                }
+                Delta::Deleted(key, _) if key.kind == Kind::Secret => store.remove(&key.object),
+                Delta::Deleted(..) => {}
+            }
+        }
+        store.ready();
+        Some(deltas)
+    }
+
+    /// A copy of an object with the status that belongs to it.
+    fn with_status(&self, object: &Object) -> Object {
+        let status = |kind, meta: &ObjectMeta| {
+            let name = |name: &Option<String>| name.as_deref().unwrap_or_default().to_owned();
+            let key = Key { kind, object: ObjectKey::new(name(&meta.namespace), name(&meta.name)) };
+            self.statuses.as_ref()?.directory.get(&key)
+        };
+        let mut object = object.clone();
+        match &mut object {
+            Object::Identity(identity) => {
+                if let Some(Object::IdentityStatus(there)) = status(Kind::IdentityStatus, &identity.metadata)
+                    && there.uid == identity.metadata.uid
+                {
+                    identity.status = Some(there.status.clone());
+                }
+            }
+            Object::Binding(binding) => {
+                if let Some(Object::BindingStatus(there)) = status(Kind::BindingStatus, &binding.metadata)
+                    && there.uid == binding.metadata.uid
+                {
+                    binding.status = Some(there.status.clone());
+                }
+            }
+            _ => {}
+        }
+        object
+    }
+
+    fn relist(&self, interest: &Interest) -> Update {
+        let all = || self.room.directory.objects().map(|object| self.with_status(object));
+        match interest {
+            Interest::Pods { node } => Update::Pods(Change::Relist(
+                all()
+                    .filter_map(|object| match object {
+                        Object::Pod(pod) if pod_is_wanted(&pod, node.as_deref()) => Some(pod),
+                        _ => None,
+                    })
+                    .collect(),
+            )),
+            Interest::Identities => Update::Identities(Change::Relist(
+                all()
+                    .filter_map(|object| match object {
+                        Object::Identity(identity) => Some(identity),
+                        _ => None,
+                    })
+                    .collect(),
+            )),
+            Interest::Bindings => Update::Bindings(Change::Relist(
+                all()
+                    .filter_map(|object| match object {
+                        Object::Binding(binding) => Some(binding),
+                        _ => None,
+                    })
+                    .collect(),
+            )),
+            Interest::Assigned { node } => Update::Assigned(Change::Relist(
+                all()
+                    .filter_map(|object| match object {
+                        Object::Assigned(assigned) if assignment_is_wanted(&assigned, node.as_deref()) => {
+                            Some(assigned)
+                        }
+                        _ => None,
+                    })
+                    .collect(),
+            )),
+        }
+    }
+
+    fn update(&self, delta: &Delta) -> Option<Update> {
+        let (key, object, applied) = match delta {
+            Delta::Applied(key, object) => (key, object, true),
+            Delta::Deleted(key, object) => (key, object, false),
+        };
+        let kind = match key.kind {
+            Kind::IdentityStatus => Kind::Identity,
+            Kind::BindingStatus => Kind::Binding,
+            _ => return self.object_changed(key, object, applied),
+        };
+        // The object is another now, as it is without an API server, too.
+        let key = Key { kind, object: key.object.clone() };
+        let object = self.room.directory.get(&key)?;
+        self.object_changed(&key, object, true)
+    }
+
+    fn object_changed(&self, key: &Key, object: &Object, applied: bool) -> Option<Update> {
+        let object = self.with_status(object);
+        let gone = |uid: Option<&str>| Gone {
+            namespace: key.object.namespace.to_string(),
+            name: key.object.name.to_string(),
+            uid: uid.map(str::to_owned),
+        };
+        self.interests.iter().find_map(|interest| match (interest, &object) {
+            (Interest::Pods { node }, Object::Pod(pod)) => {
+                let wanted = applied && pod_is_wanted(pod, node.as_deref());
+                Some(Update::Pods(change(pod, wanted, || gone(Some(&*pod.reference.uid)))))
+            }
+            (Interest::Identities, Object::Identity(identity)) => {
+                Some(Update::Identities(change(identity, applied, || gone(identity.metadata.uid.as_deref()))))
+            }
+            (Interest::Bindings, Object::Binding(binding)) => {
+                Some(Update::Bindings(change(binding, applied, || gone(binding.metadata.uid.as_deref()))))
+            }
+            (Interest::Assigned { node }, Object::Assigned(assigned)) => {
+                let wanted = applied && assignment_is_wanted(assigned, node.as_deref());
+                Some(Update::Assigned(change(assigned, wanted, || gone(assigned.metadata.uid.as_deref()))))
+            }
+            _ => None,
+        })
+    }
+}
+
+fn change<T: Clone>(object: &T, applied: bool, gone: impl FnOnce() -> Gone) -> Change<T> {
+    if applied { Change::Apply(Box::new(object.clone())) } else { Change::Delete(gone()) }
 }
 
 fn pod_is_wanted(pod: &Pod, node: Option<&str>) -> bool {
@@ -161,68 +324,6 @@ fn pod_is_wanted(pod: &Pod, node: Option<&str>) -> bool {
 fn assignment_is_wanted(object: &AzureAssignedIdentity, node: Option<&str>) -> bool {
     let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(NODE_LABEL));
     node.is_none_or(|node| label.is_some_and(|label| *label == node_label(node)))
-}
-
-fn relist(interest: &Interest, directory: &Directory) -> Update {
-    fn all<T: Clone>(directory: &Directory, pick: impl Fn(&Object) -> Option<&T>) -> Change<T> {
-        Change::Relist(directory.objects().filter_map(|object| pick(object).cloned()).collect())
-    }
-    match interest {
-        Interest::Pods { node } => Update::Pods(all(directory, |object| match object {
-            Object::Pod(pod) if pod_is_wanted(pod, node.as_deref()) => Some(pod),
-            _ => None,
-        })),
-        Interest::Identities => Update::Identities(all(directory, |object| match object {
-            Object::Identity(identity) => Some(identity),
-            _ => None,
-        })),
-        Interest::Bindings => Update::Bindings(all(directory, |object| match object {
-            Object::Binding(binding) => Some(binding),
-            _ => None,
-        })),
-        Interest::Assigned { node } => Update::Assigned(all(directory, |object| match object {
-            Object::Assigned(assigned) if assignment_is_wanted(assigned, node.as_deref()) => Some(assigned),
-            _ => None,
-        })),
-    }
-}
-
-fn update(delta: &Delta, interests: &[Interest]) -> Option<Update> {
-    let (key, object, applied) = match delta {
-        Delta::Applied(key, object) => (key, object, true),
-        Delta::Deleted(key, object) => (key, object, false),
-    };
-    interests.iter().find_map(|interest| {
-        Some(match (interest, &**object) {
-            (Interest::Pods { node }, Object::Pod(pod)) => {
-                let applied = applied && pod_is_wanted(pod, node.as_deref());
-                Update::Pods(change(key, pod, Some(&*pod.reference.uid), applied))
-            }
-            (Interest::Identities, Object::Identity(identity)) => {
-                Update::Identities(change(key, identity, identity.metadata.uid.as_deref(), applied))
-            }
-            (Interest::Bindings, Object::Binding(binding)) => {
-                Update::Bindings(change(key, binding, binding.metadata.uid.as_deref(), applied))
-            }
-            (Interest::Assigned { node }, Object::Assigned(assigned)) => {
-                let applied = applied && assignment_is_wanted(assigned, node.as_deref());
-                Update::Assigned(change(key, assigned, assigned.metadata.uid.as_deref(), applied))
-            }
-            _ => return None,
-        })
-    })
-}
-
-fn change<T: Clone>(key: &Key, object: &T, uid: Option<&str>, applied: bool) -> Change<T> {
-    if applied {
-        Change::Apply(Box::new(object.clone()))
-    } else {
-        Change::Delete(Gone {
-            namespace: key.object.namespace.to_string(),
-            name: key.object.name.to_string(),
-            uid: uid.map(str::to_owned),
-        })
-    }
 }
 
 #[cfg(test)]

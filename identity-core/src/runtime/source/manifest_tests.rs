@@ -288,3 +288,77 @@ async fn a_directory_that_is_not_there_is_an_error_at_once() {
     let error = source.watch(&[Interest::Identities], None, &CancellationToken::new()).unwrap_err();
     assert!(error.to_string().ends_with("; --manifests names the directory with the YAML files"), "{error}");
 }
+
+#[tokio::test]
+async fn status_is_what_the_controller_wrote_of_this_spec() {
+    let mut watch = Watch::start(
+        |dir| {
+            let claimed = format!("{}status: {{conditions: []}}\n", identity(1));
+            fs::write(dir.join("a.yaml"), claimed).unwrap();
+        },
+        &[Interest::Identities],
+    );
+    let take = |update: Update| match update {
+        Update::Identities(Change::Apply(identity)) => *identity,
+        Update::Identities(Change::Relist(mut all)) => all.remove(0),
+        other => panic!("{other:?}"),
+    };
+    let first = take(watch.updates.recv().await.unwrap());
+    assert_eq!(first.status, None, "nobody else says what it is");
+    let write = |uid: &str, reason: &str| {
+        let directory = watch.temp.path().join("state/status/AzureIdentity/default");
+        fs::create_dir_all(&directory).unwrap();
+        let text = format!(
+            r#"{{"apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity",
+                "metadata": {{"name": "a", "namespace": "default", "uid": "{uid}"}},
+                "status": {{"conditions": [{{"type": "Valid", "status": "True", "reason": "{reason}", "message": "",
+                    "lastTransitionTime": "2026-11-24T00:00:00Z"}}]}}}}"#
+        );
+        fs::write(directory.join(".a.tmp"), text).unwrap();
+        fs::rename(directory.join(".a.tmp"), directory.join("a.json")).unwrap();
+    };
+    let reason = |identity: &identity_crd::AzureIdentity| {
+        identity.status.as_ref().map(|status| status.conditions[0].reason.clone())
+    };
+    let uid = first.metadata.uid.as_deref().unwrap();
+    write(uid, "First");
+    assert_eq!(reason(&take(watch.updates.recv().await.unwrap())).as_deref(), Some("First"));
+    write("of-another", "Second");
+    assert_eq!(reason(&take(watch.updates.recv().await.unwrap())), None);
+    write(uid, "Third");
+    assert_eq!(reason(&take(watch.updates.recv().await.unwrap())).as_deref(), Some("Third"));
+    watch.write("a.yaml", &identity(2));
+    let second = take(watch.updates.recv().await.unwrap());
+    assert_eq!(reason(&second).as_deref(), Some("Third"));
+    assert_ne!(first.metadata.generation, second.metadata.generation, "a condition says of which spec it speaks");
+    fs::remove_dir_all(watch.temp.path().join("state/status")).unwrap();
+    assert_eq!(reason(&take(watch.updates.recv().await.unwrap())), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_away_for_a_moment_is_waited_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("a.yaml");
+    let (updates, _receiver) = mpsc::channel(8);
+    let room = Room::new(temp.path().to_owned(), 0, MANIFEST_KINDS, Arc::default(), Arc::new(Counts::default()));
+    let mut driver = Driver {
+        room: room.unwrap(),
+        statuses: None,
+        interests: vec![Interest::Identities],
+        updates,
+        secrets: Some(Arc::default()),
+    };
+    fs::write(&file, identity(1)).unwrap();
+    driver.refresh(Dirty::All).await.unwrap();
+    fs::remove_file(&file).unwrap();
+    let dirty = Dirty::Files([file.clone()].into());
+    let back = async {
+        tokio::time::sleep(VANISHED / 2).await;
+        fs::write(&file, identity(2)).unwrap();
+    };
+    let (deltas, ()) = tokio::join!(driver.refresh(dirty.clone()), back);
+    assert!(matches!(&deltas.unwrap()[..], [Delta::Applied(..)]));
+    // Not for ever.
+    fs::remove_file(&file).unwrap();
+    assert!(matches!(&driver.refresh(dirty).await.unwrap()[..], [Delta::Deleted(..)]));
+}

@@ -8,7 +8,10 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
+use identity_crd::{
+    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityBindingStatus, AzureIdentityStatus,
+    AzurePodIdentityException,
+};
 use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -22,7 +25,7 @@ use crate::{
     pod::Pod,
     runtime::{
         secrets::{SecretBytes, SecretData},
-        state_dir::{derived_uid, is_object_name},
+        state_dir::{derived_number, derived_uid, is_object_name},
         trim,
         trim::TrimmedPod,
     },
@@ -64,16 +67,22 @@ pub(super) enum Kind {
     Binding,
     Assigned,
     Exception,
+    /// The status of an identity, in a file of its own.
+    IdentityStatus,
+    /// The status of a binding.
+    BindingStatus,
 }
 
 impl Kind {
-    const ALL: [(Self, &str); 6] = [
+    const ALL: [(Self, &str); 8] = [
         (Self::Pod, "Pod"),
         (Self::Secret, "Secret"),
         (Self::Identity, "AzureIdentity"),
         (Self::Binding, "AzureIdentityBinding"),
         (Self::Assigned, "AzureAssignedIdentity"),
         (Self::Exception, "AzurePodIdentityException"),
+        (Self::IdentityStatus, "AzureIdentity"),
+        (Self::BindingStatus, "AzureIdentityBinding"),
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -108,6 +117,15 @@ pub(super) enum Object {
     Binding(AzureIdentityBinding),
     Assigned(AzureAssignedIdentity),
     Exception(AzurePodIdentityException),
+    IdentityStatus(Status<AzureIdentityStatus>),
+    BindingStatus(Status<AzureIdentityBindingStatus>),
+}
+
+/// A status, and of which object.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Status<T> {
+    pub(super) uid: Option<String>,
+    pub(super) status: T,
 }
 
 #[derive(Clone, Debug)]
@@ -230,7 +248,9 @@ impl Reader<'_> {
         // The group alone, when the version was forgotten.
         let group = api_version.rsplit_once('/').map_or(api_version, |(group, _)| group);
         let core = !api_version.contains('/');
-        match Kind::ALL.iter().find(|(_, name)| *name == kind).map(|(kind, _)| *kind) {
+        let wanted = self.kinds.iter().copied().find(|wanted| wanted.name() == kind);
+        let known = || Kind::ALL.iter().find(|(_, name)| *name == kind).map(|(kind, _)| *kind);
+        match wanted.or_else(known) {
             Some(kind) if kind.api_version() == api_version => self.known(kind, node, place, text),
             // Other groups may well have a kind `Pod`; ours are nobody else's.
             Some(kind) if core || !matches!(kind, Kind::Pod | Kind::Secret) => {
@@ -271,6 +291,7 @@ impl Reader<'_> {
         }
         if !self.kinds.contains(&kind) {
             let message = match kind {
+                _ if self.kinds.contains(&Kind::IdentityStatus) => "passed over: only status belongs here",
                 Kind::Assigned => {
                     "passed over: assignments are the controller's to write, and live in its state directory"
                 }
@@ -295,11 +316,18 @@ impl Reader<'_> {
                     None
                 }
             }),
-            Kind::Identity => self.typed(&key, value, place, text).map(Object::Identity),
-            Kind::Binding => self.typed(&key, value, place, text).map(Object::Binding),
+            // As with an API server, nobody but the controller says what the status is.
+            Kind::Identity => self
+                .typed(&key, value, place, text)
+                .map(|identity: AzureIdentity| Object::Identity(AzureIdentity { status: None, ..identity })),
+            Kind::Binding => self
+                .typed(&key, value, place, text)
+                .map(|binding: AzureIdentityBinding| Object::Binding(AzureIdentityBinding { status: None, ..binding })),
             Kind::Assigned => self.typed(&key, value, place, text).map(Object::Assigned),
             Kind::Exception => self.typed(&key, value, place, text).map(Object::Exception),
             Kind::Secret => self.secret(&key, node, value, place),
+            Kind::IdentityStatus => self.status(&key, value, place).map(Object::IdentityStatus),
+            Kind::BindingStatus => self.status(&key, value, place).map(Object::BindingStatus),
         };
         if let Some(object) = object {
             if let Some(first) = self.parsed.objects.iter().find(|other| other.key == key) {
@@ -314,6 +342,7 @@ impl Reader<'_> {
     where
         T: DeserializeOwned + Resource<DynamicType = ()>,
     {
+        let generation = derived_number(&value["spec"].to_string());
         let read = match text {
             Some(text) if self.json => {
                 serde_json::from_str::<T>(text).map_err(|error| (Place::from(&error), words::json_type(&error)))
@@ -326,10 +355,25 @@ impl Reader<'_> {
         match read {
             Ok(mut object) => {
                 complete(object.meta_mut(), key);
+                if matches!(key.kind, Kind::Identity | Kind::Binding) {
+                    // Grows in an API server; here it only differs. Conditions say by it of which spec they speak.
+                    object.meta_mut().generation = Some(generation);
+                }
                 Some(object)
             }
             Err((place, message)) => {
                 self.problem(place, Some(key.to_string()), message);
+                None
+            }
+        }
+    }
+
+    fn status<T: DeserializeOwned>(&mut self, key: &Key, mut value: Value, place: Place) -> Option<Status<T>> {
+        let uid = value["metadata"]["uid"].as_str().map(str::to_owned);
+        match serde_json::from_value(value["status"].take()) {
+            Ok(status) => Some(Status { uid, status }),
+            Err(error) => {
+                self.problem(place, Some(key.to_string()), format!("status: {}", words::json_type(&error)));
                 None
             }
         }

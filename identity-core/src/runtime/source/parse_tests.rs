@@ -240,7 +240,7 @@ fn objects_get_what_an_api_server_would_give_them() {
 }
 
 #[test]
-fn only_assignments_belong_into_the_state_directory() {
+fn only_assignments_belong_into_their_directory() {
     let text = "apiVersion: aadpodidentity.k8s.io/v1
 kind: AzureAssignedIdentity
 metadata: {name: a, namespace: team, uid: u, resourceVersion: '7', labels: {nodename: n}}
