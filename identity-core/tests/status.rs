@@ -154,6 +154,9 @@ fn nothing_is_written_that_is_there() {
     let plan = index.plan_status(START);
     assert_eq!(updates(&plan).len(), 3);
     assert_eq!(index.plan_status(after(60)), StatusPlan::default(), "all of it is under way");
+    index.apply(Event::PodDeleted(key("demo", "web")));
+    assert_eq!(index.plan_status(after(60)), StatusPlan::default(), "one write at a time");
+    index.apply(Event::Pod(pods[0].clone()));
     for action in &plan.actions {
         index.done(action, Outcome::Done);
     }
@@ -203,9 +206,11 @@ fn an_identity_that_appears_and_goes_is_noticed() {
     };
     let plan = write(&mut index, after(0));
     assert_eq!(found(&plan), Some((ConditionStatus::False, "NotFound".into(), "1970-01-01T00:00:00Z".into())));
+    assert_eq!(index.plan_status(after(9)), StatusPlan::default());
     index.apply(Event::Identity(Box::new(identity("one"))));
     let plan = write(&mut index, after(10));
     assert_eq!(found(&plan), Some((ConditionStatus::True, "Found".into(), "1970-01-01T00:00:10Z".into())));
+    assert_eq!(index.plan_status(after(19)), StatusPlan::default());
     index.apply(Event::IdentityDeleted(key("demo", "one")));
     let plan = write(&mut index, after(20));
     assert_eq!(found(&plan), Some((ConditionStatus::False, "NotFound".into(), "1970-01-01T00:00:20Z".into())));
@@ -335,10 +340,16 @@ fn a_re_created_object_is_judged_for_itself_and_a_deleted_one_not_at_all() {
     let mut again = bound("b", "one");
     again.metadata.uid = Some("another".into());
     index.apply(Event::Binding(Box::new(again)));
-    let second = write(&mut index, after(1));
-    assert_eq!(updates(&second)[0].uid.as_deref(), Some("another"), "{second:#?}");
+    let second = index.plan_status(after(10));
+    let [second @ Action::Status(update)] = second.actions.as_slice() else { panic!("{second:#?}") };
+    assert_eq!(update.uid.as_deref(), Some("another"));
+    // What came of the write to the former object says nothing of this one.
     index.done(late, Outcome::Done);
-    assert_eq!(index.plan_status(after(60)), StatusPlan::default());
+    assert!(index.plan_status(after(60)).actions.is_empty(), "one write at a time");
+    index.done(second, Outcome::Failed { retry_at: after(70) });
+    let third = write(&mut index, after(70));
+    let uids: Vec<_> = updates(&third).iter().map(|u| u.uid.as_deref()).collect();
+    assert_eq!(uids, [Some("another")], "it is not there");
 
     index.apply(Event::Pod(pod("demo", "web", "u1")));
     index.apply(Event::BindingDeleted(key("demo", "b")));

@@ -108,6 +108,14 @@ impl Index {
 
     pub(super) fn status_done(&mut self, update: &StatusUpdate, outcome: &Outcome) {
         let target = &update.target;
+        let there = match target {
+            StatusTarget::Identity(key) => self.identities.get(key).map(|state| &state.object.metadata.uid),
+            StatusTarget::Binding(key) => self.bindings.get(key).map(|state| &state.object.metadata.uid),
+        };
+        // Of an object that was re-created since, nothing is known by this, and another write may be under way.
+        if there != Some(&update.uid) {
+            return;
+        }
         let Some(entry) = self.statuses.entries.get_mut(target) else { return };
         entry.in_flight = false;
         match outcome {
@@ -128,12 +136,12 @@ impl Index {
         };
         match &update.target {
             StatusTarget::Identity(key) => {
-                if let Some(state) = self.identities.get_mut(key).filter(|s| s.object.metadata.uid == update.uid) {
+                if let Some(state) = self.identities.get_mut(key) {
                     put(&mut state.object.status.get_or_insert_default().conditions);
                 }
             }
             StatusTarget::Binding(key) => {
-                if let Some(state) = self.bindings.get_mut(key).filter(|s| s.object.metadata.uid == update.uid) {
+                if let Some(state) = self.bindings.get_mut(key) {
                     let status = state.object.status.get_or_insert_default();
                     put(&mut status.conditions);
                     status.matched_pods = update.matched_pods;
