@@ -24,7 +24,7 @@ pub use super::follow::Error;
 use super::{
     clock::Clock,
     executor::Executor,
-    follow::{BURST, fill},
+    follow::BURST,
     lease::{self, Fence, Leadership},
     observe::{Nobody, Observer},
     source::{Interest, Source, Update},
@@ -173,7 +173,12 @@ impl Controller {
                 }
                 () = sleep(due) => {}
             }
-            fill(&mut batch, &mut self.updates);
+            // What has come in the meantime belongs to the same plan.
+            while batch.len() < BURST
+                && let Ok(update) = self.updates.try_recv()
+            {
+                batch.push(update);
+            }
             for update in batch.drain(..) {
                 self.index.apply(update.into());
             }

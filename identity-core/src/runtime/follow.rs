@@ -1,6 +1,4 @@
-//! What controller and node have in common: they take in updates burst by burst.
-
-use tokio::sync::mpsc;
+//! What controller and node have in common: updates become events of an index, many at once.
 
 use super::source::{self, Change, Gone, Update};
 use crate::assign::{Event, Relist};
@@ -17,15 +15,6 @@ pub enum Error {
     /// All watches ended, or the task that keeps the lease: only a bug or a panic does that.
     #[error("the watches have ended; this is a bug")]
     WatchesEnded,
-}
-
-/// Adds to `batch` what has come in the meantime: it belongs to the same burst.
-pub(super) fn fill(batch: &mut Vec<Update>, updates: &mut mpsc::Receiver<Update>) {
-    while batch.len() < BURST
-        && let Ok(update) = updates.try_recv()
-    {
-        batch.push(update);
-    }
 }
 
 impl From<Update> for Event {

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 pub use super::follow::Error;
 use super::{
-    follow::{BURST, fill},
+    follow::BURST,
     observe::{Nobody, Observer},
     source::{Interest, Source, Update},
 };
@@ -84,7 +84,6 @@ async fn follow(
                 }
             }
         }
-        fill(&mut batch, &mut updates);
         for update in batch.drain(..) {
             node.take(update.into());
         }

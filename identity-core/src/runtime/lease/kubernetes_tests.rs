@@ -161,3 +161,20 @@ async fn stopping_takes_no_longer_than_one_request() {
     rig.stop().await;
     assert!(began.elapsed() <= Duration::from_secs(5), "{:?}", began.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn stopping_in_the_middle_of_a_renewal_releases_it_all_the_same() {
+    let server = Server::new();
+    let mut rig = Rig::start(&server, "a");
+    rig.until(Leadership::Leading).await;
+    let (open, gate) = watch::channel(false);
+    server.rule(move |_| Some(Fault::Slow(gate.clone())));
+    let before = server.count(is_write);
+    server.until("a renewal is under way", |server| server.count(is_write) > before).await;
+    rig.stop.cancel();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    open.send_replace(true);
+    rig.stop().await;
+    assert_eq!(spec(&server)["holderIdentity"], "");
+    assert_eq!(server.count(is_write), before + 2);
+}

@@ -217,7 +217,7 @@ async fn assignments_appear_in_a_directory_that_was_not_there() {
         )
     };
     let write = |name: &str, node: &str| {
-        let directory = state.join("assignments/team");
+        let directory = state.join("assignments").join(if name == "three" || name == "four" { "new" } else { "team" });
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join(format!(".{name}.tmp")), assigned(name, node)).unwrap();
         fs::rename(directory.join(format!(".{name}.tmp")), directory.join(format!("{name}.json"))).unwrap();
@@ -233,6 +233,10 @@ async fn assignments_appear_in_a_directory_that_was_not_there() {
     assert_eq!(watch.next().await, "-other");
     write("two", "node-1");
     assert_eq!(watch.next().await, "assigned two", "made anew");
+    write("three", "node-1");
+    assert_eq!(watch.next().await, "assigned three", "a new namespace");
+    write("four", "node-1");
+    assert_eq!(watch.next().await, "assigned four", "which is watched, too");
     // A pod moves to this node.
     watch.write("pods.yaml", &format!("{}---\n{}", pod("mine", "node-2"), pod("others", "node-1")));
     let mut moved = [watch.next().await, watch.next().await];
