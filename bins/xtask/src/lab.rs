@@ -2,16 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Output},
+    process::Output,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use serde::Deserialize;
 
 use crate::{
+    application::{Application, Kind, Question, SdkAnswer},
     clock, files, jwt, paths,
     run::{Background, Cmd},
     setup::sdk::Sdks,
@@ -151,16 +150,15 @@ impl Lab {
         pod: &str,
         kind: &str,
         resource: &str,
-    ) -> anyhow::Result<Application> {
-        let (program, script) = match language {
-            Language::Python => (&sdks.python, &sdks.python_script),
-            Language::Node => (&sdks.node, &sdks.node_script),
+    ) -> anyhow::Result<Conversation> {
+        let (program, client) = match language {
+            Language::Python => (&sdks.python, &sdks.python_client),
+            Language::Node => (&sdks.node, &sdks.node_client),
         };
-        let words = [program.as_os_str(), script.as_os_str(), kind.as_ref(), resource.as_ref()];
-        let mut child = self.inside(pod, &words).dialogue()?;
-        let input = child.stdin.take().context("no way to the SDK")?;
-        let output = BufReader::new(child.stdout.take().context("no way from the SDK")?);
-        Ok(Application { child, input: Some(input), output })
+        let words = [program.as_os_str(), client.as_os_str(), "azure-identity".as_ref()];
+        let kind = if kind == "default" { Kind::Default } else { Kind::Managed };
+        let application = Application::start(self.inside(pod, &words), None)?;
+        Ok(Conversation { application, question: Question { kind, resource: resource.to_owned(), id: None } })
     }
 
     /// Waits until a connection from inside a pod to the metadata endpoint is established: its request has been sent.
@@ -266,39 +264,17 @@ pub enum Language {
     Node,
 }
 
-/// An application in a pod that holds an Azure SDK; it is the same process from the first question to the last.
+/// An application in a pod that asks an Azure SDK the same question again and again.
 #[derive(Debug)]
-pub struct Application {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+pub struct Conversation {
+    application: Application,
+    question: Question,
 }
 
-/// What an SDK gave its application.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct SdkAnswer {
-    /// The token.
-    pub token: Option<String>,
-    /// Expiry as the SDK understood it, seconds since 1970.
-    pub expires_on: Option<i64>,
-    /// The SDK's error.
-    pub error: Option<String>,
-}
+/// Loading an SDK on a busy machine, and the longest that any retries.
+const SDK: Duration = Duration::from_mins(2);
 
-impl SdkAnswer {
-    /// The claims of the token.
-    ///
-    /// # Errors
-    /// The SDK's error, when there is no token.
-    pub fn claims(&self) -> anyhow::Result<jwt::Claims> {
-        match (&self.token, &self.error) {
-            (Some(token), None) => jwt::claims(token),
-            (_, error) => bail!("the SDK got no token: {}", error.as_deref().unwrap_or("it does not say why")),
-        }
-    }
-}
-
-impl Application {
+impl Conversation {
     /// Lets the SDK get a token with a new credential.
     ///
     /// # Errors
@@ -313,7 +289,7 @@ impl Application {
     /// # Errors
     /// When the process has ended.
     pub fn send(&mut self) -> anyhow::Result<()> {
-        self.send_for("")
+        self.application.send(&self.question)
     }
 
     /// Tells the SDK to get a token for another resource than the one it was started with.
@@ -321,8 +297,7 @@ impl Application {
     /// # Errors
     /// When the process has ended.
     pub fn send_for(&mut self, resource: &str) -> anyhow::Result<()> {
-        let input = self.input.as_mut().context("the application was ended")?;
-        writeln!(input, "{resource}").and_then(|()| input.flush()).context("the application with the SDK has ended")
+        self.application.send(&Question { resource: resource.to_owned(), ..self.question.clone() })
     }
 
     /// What it got.
@@ -330,23 +305,7 @@ impl Application {
     /// # Errors
     /// When the process has ended.
     pub fn receive(&mut self) -> anyhow::Result<SdkAnswer> {
-        let mut line = String::new();
-        self.output.read_line(&mut line).context("cannot read from the application with the SDK")?;
-        if line.is_empty() {
-            bail!("the application with the SDK ended ({})", self.child.wait()?);
-        }
-        serde_json::from_str(&line).with_context(|| format!("not what the script prints: {line}"))
-    }
-}
-
-impl Drop for Application {
-    fn drop(&mut self) {
-        self.input = None; // end of input: the script ends
-        let ended = clock::wait_for(Duration::from_secs(5), || Ok(self.child.try_wait()?));
-        if !matches!(ended, Ok(Some(_))) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+        self.application.receive(SDK)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a developer runs: set-up, demo, test tiers, checks, benchmarks. A library, so that the end-to-end tests drive
 //! the lab with the same code as the demo.
 
+pub mod application;
 pub mod bench;
 pub mod check;
 pub mod clock;
@@ -8,6 +9,7 @@ pub mod demo;
 pub mod files;
 pub mod generate;
 pub mod jwt;
+pub mod kit;
 pub mod lab;
 pub mod paths;
 pub mod run;

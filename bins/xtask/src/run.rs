@@ -146,6 +146,16 @@ impl Cmd {
             .with_context(|| format!("cannot start `{}`", self.shown()))
     }
 
+    /// Starts it with standard input and output piped, its errors going to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started or the log cannot be written.
+    pub fn dialogue_logged(mut self, log: &Path) -> anyhow::Result<Child> {
+        let file = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        self.inner.stderr(file);
+        self.dialogue()
+    }
+
     /// Starts it in the background, both outputs going to `log`.
     ///
     /// # Errors

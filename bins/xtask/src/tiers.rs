@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     clock::Stopwatch,
+    kit::page,
     run::Cmd,
     setup::{self, packages},
     term,
@@ -16,6 +17,9 @@ use crate::{
 pub struct Arguments {
     /// Which tiers; all of them when none is named.
     tiers: Vec<Tier>,
+    /// Put the tier sdk's table into docs/compatibility.md. Without it, a table that says otherwise fails the tier.
+    #[arg(long)]
+    write: bool,
 }
 
 /// A tier of tests, by what it needs.
@@ -54,7 +58,7 @@ impl Tier {
             }
             Self::Sdk => {
                 packages::ensure(packages::NETWORK)?;
-                setup::sdk::ensure().map(drop)
+                setup::sdk::ensure_all().map(drop)
             }
         }
     }
@@ -65,7 +69,8 @@ impl Tier {
             Self::Unit => command,
             Self::Netns => command.args(["--test", "netns_*"]),
             Self::Kube => command.args(["--test", "kube_*"]).env("KUBEBUILDER_ASSETS", setup::kube::assets()?),
-            Self::Sdk => command.args(["--test", "sdk_*"]),
+            // The output of a test that passes is its table.
+            Self::Sdk => command.args(["--test", "sdk_*", "--", "--show-output"]),
         })
     }
 }
@@ -116,7 +121,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         term::heading(format_args!("Tier {}", tier.name()));
         let watch = Stopwatch::start();
         let mut counts = Counts::default();
-        let note = match tier_result(tier, &mut counts) {
+        let note = match tier_result(tier, &mut counts).and_then(|()| published(tier, arguments.write)) {
             Ok(()) => String::new(),
             Err(error) => {
                 counts.failed = counts.failed.max(1);
@@ -144,6 +149,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         bail!("tests failed");
     }
     Ok(())
+}
+
+/// The tier sdk's table must be the published one.
+fn published(tier: Tier, write: bool) -> anyhow::Result<()> {
+    match (tier, write) {
+        (Tier::Sdk, true) => page::publish(),
+        (Tier::Sdk, false) => page::compare(),
+        _ => Ok(()),
+    }
 }
 
 fn tier_result(tier: Tier, counts: &mut Counts) -> anyhow::Result<()> {

@@ -31,10 +31,11 @@ pub(super) fn check() -> anyhow::Result<()> {
             term::step(format_args!("warning: {name} has {lines} lines"));
         }
     }
-    let lock = files::read(&root.join("tools/sdk/package-lock.json"))?;
+    let lock = files::read(&root.join("tools/sdk/node/package-lock.json"))?;
     if lock.contains("\"resolved\"") {
         found.push(
-            "tools/sdk/package-lock.json names a registry host: make it with --omit-lockfile-registry-resolved".into(),
+            "tools/sdk/node/package-lock.json names a registry host: make it with --omit-lockfile-registry-resolved"
+                .into(),
         );
     }
     if !found.is_empty() {

