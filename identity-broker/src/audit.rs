@@ -62,6 +62,8 @@ pub struct AuditRecord<'a> {
     pub token_id: Option<&'a str>,
     /// The upstream's id of its request.
     pub upstream_request_id: Option<&'a str>,
+    /// How many records of refusals of this address were left out since the last one, because there were too many.
+    pub suppressed: u64,
 }
 
 /// The record could not be written.
@@ -103,6 +105,7 @@ impl AuditSink for LogAudit {
                 expires_on = record.expires_on.map(tracing::field::display),
                 token_id = record.token_id,
                 upstream_request_id = record.upstream_request_id,
+                suppressed = (record.suppressed > 0).then_some(record.suppressed),
                 "token {}", record.verdict.as_str(),
             );
         }

@@ -50,11 +50,11 @@ mod upstream;
 pub use audit::{AuditError, AuditRecord, AuditSink, LogAudit};
 pub use clock::Clock;
 pub use decide::Decide;
-pub use endpoint::{Broker, BrokerConfig, OnAuditFailure};
+pub use endpoint::{Broker, BrokerConfig, LimitsConfig, OnAuditFailure, Rate, error_table, metadata::Metadata};
 pub use metrics::{Metrics, Reason, Turned};
 pub use secrets::{SecretData, SecretSource, SecretSourceError};
 pub use server::{Kernel, OriginalDestination, ServerConfig, serve};
-pub use tokens::{Backend, Cache, CacheConfig, Token, TokenError, Tokens};
+pub use tokens::{Backend, Cache, CacheConfig, Freshness, Shape, Token, TokenError, Tokens};
 pub use upstream::{
     AuthorityError, AuthorityHosts, Azure, CredentialError, CredentialProblem, DEFAULT_AUTHORITY, DEFAULT_HOSTS,
     UpstreamConfig,

@@ -29,6 +29,10 @@ macro_rules! reasons {
 reasons! {
     /// A token was issued.
     Issued => "issued",
+    /// The tenant was answered.
+    Informed => "informed",
+    /// Answered by the node's IMDS.
+    Passed => "passed",
     /// The request target is ambiguous or too long.
     BadTarget => "bad_target",
     /// No `Metadata: true`; probes of SDKs end here.
@@ -39,10 +43,18 @@ reasons! {
     Method => "method",
     /// A parameter is wrong.
     BadQuery => "bad_query",
+    /// The body is wrong.
+    BadBody => "bad_body",
+    /// `authority` is not the identity's.
+    Authority => "authority",
     /// No such path.
     NotFound => "not_found",
     /// A blocked path.
     Blocked => "blocked",
+    /// The pod's share of the node's IMDS is used up.
+    MetadataShare => "metadata_share",
+    /// The node's IMDS does not answer what is passed to it.
+    MetadataUnavailable => "metadata_unavailable",
     /// A host-network pod or the node itself.
     HostNetwork => "host_network",
     /// The address belongs to another pod than the connection began with.
@@ -63,8 +75,10 @@ reasons! {
     NotAssignedYet => "not_assigned_yet",
     /// The decision changed while the token was got.
     Unsettled => "unsettled",
-    /// Too many requests of the pod are waiting.
+    /// Too many requests are waiting.
     TooManyHeld => "too_many_held",
+    /// The pod asks too often.
+    RateLimited => "rate_limited",
     /// Entra or IMDS refused.
     UpstreamRefused => "upstream_refused",
     /// Entra, IMDS or the source of secrets does not answer.
@@ -117,6 +131,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Requests held now.
     pub held: Gauge,
+    /// Audit records of refusals that were left out, because a pod had too many.
+    pub audit_suppressed: Counter,
     /// Tokens answered from the cache.
     pub cache_hits: Counter,
     /// Requests made upstream for the cache.
@@ -147,12 +163,18 @@ impl Metrics {
             upstream,
             connections: Gauge::default(),
             held: Gauge::default(),
+            audit_suppressed: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
             cache_evictions: Counter::default(),
         };
         registry.register("connections", "Connections open now", this.connections.clone());
         registry.register("held_requests", "Requests held now", this.held.clone());
+        registry.register(
+            "audit_records_suppressed",
+            "Audit records of refusals left out, because a pod had too many",
+            this.audit_suppressed.clone(),
+        );
         registry.register("cache_hits", "Tokens answered from the cache", this.cache_hits.clone());
         registry.register("cache_misses", "Requests upstream for the cache", this.cache_misses.clone());
         registry.register("cache_evictions", "Keys removed from the cache", this.cache_evictions.clone());

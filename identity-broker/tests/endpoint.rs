@@ -13,8 +13,8 @@ use std::{
 };
 
 use identity_broker::{
-    Backend, BrokerConfig, Cache, CacheConfig, Metrics, OnAuditFailure, Reason, ServerConfig, Token, TokenError,
-    Turned,
+    Backend, BrokerConfig, Cache, CacheConfig, Freshness, LimitsConfig, Metrics, OnAuditFailure, Reason, ServerConfig,
+    Token, TokenError, Turned,
     tokens::{Issued, Refusal, RefusalKind},
 };
 use identity_core::lookup::{Allow, Caller, Decision, Deny, Identity, Request, Source, Wait};
@@ -41,7 +41,7 @@ impl Backend for Shared {
         0
     }
 
-    async fn fetch(&self, identity: &Arc<Identity>, resource: &str) -> Result<Token, TokenError> {
+    async fn fetch(&self, identity: &Arc<Identity>, resource: &str, _: Freshness) -> Result<Token, TokenError> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
         let permit = self.0.gate.acquire().await.unwrap();
         permit.forget();
@@ -220,7 +220,7 @@ async fn wrong_requests() {
             "invalid_request",
             "The request target must be an absolute path",
         ),
-        (line("GET /metadata/identity/info?api-version=2018-02-01", meta), 404, "not_found", "Not found"),
+        (line("GET /metadata/identity/infos?api-version=2018-02-01", meta), 404, "not_found", "Not found"),
         (
             line("GET /metadata/instance?api-version=2021-02-01", meta),
             403,
@@ -305,14 +305,24 @@ async fn denials_are_the_endpoints_own_errors_and_recorded() {
     let a = assignment(&p, identity("i", KIND));
     let multiple = "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token request";
     for (deny, status, error, description) in [
-        (Deny::NoBinding(p.clone()), 400, "invalid_request", "Identity not found"),
-        (Deny::IdentityNotFound(p.clone()), 400, "invalid_request", "Identity not found"),
+        (
+            Deny::NoBinding(p.clone()),
+            400,
+            "invalid_request",
+            "Identity not found: no AzureIdentityBinding selects this pod. In namespace ns, spec.selector of a binding has to be the pod's label aadpodidbinding, or its spec.podSelector and spec.serviceAccounts have to match the pod",
+        ),
+        (
+            Deny::IdentityNotFound(p.clone()),
+            400,
+            "invalid_request",
+            "Identity not found: none of the identities that are assigned to this pod has the requested id. Name one that an AzureIdentityBinding gives to the pod (spec.clientID, spec.objectID or spec.resourceID of its AzureIdentity), or leave the parameter out",
+        ),
         (Deny::MultipleIdentities(p.clone()), 400, "invalid_request", multiple),
         (
             Deny::Audience(p.clone(), a),
             403,
             "access_denied",
-            "The requested resource is not among the audiences that AzureIdentityBinding ns/binding and AzureIdentity ns/i allow",
+            "The requested resource is not among the audiences that AzureIdentityBinding ns/binding and AzureIdentity ns/i allow: add it to spec.audiences",
         ),
         (Deny::HostNetwork, 403, "access_denied", "Pods in the host's network and the node itself get no tokens here"),
     ] {
@@ -372,7 +382,11 @@ async fn holding_ends() {
 #[tokio::test]
 async fn one_address_holds_only_so_many() {
     let rules = Rules::new(|_, _| Decision::Wait(Wait::UnknownAddress));
-    let config = BrokerConfig { hold: LIMIT * 10, held_per_peer: 3, ..BrokerConfig::default() };
+    let config = BrokerConfig {
+        hold: LIMIT * 10,
+        limits: LimitsConfig { waiting: 3, ..LimitsConfig::default() },
+        ..BrokerConfig::default()
+    };
     let bench = bench_with(Arc::clone(&rules), config, ServerConfig::default()).await;
     bench.upstream.gate.add_permits(10);
     let mut held = Vec::new();
@@ -541,8 +555,8 @@ async fn what_upstream_says() {
 
 #[tokio::test]
 async fn fifty_at_once_are_one_request_upstream() {
-    let config = BrokerConfig { held_per_peer: 100, ..BrokerConfig::default() };
-    let bench = bench_with(Rules::new(allow("p", identity("i", KIND))), config, ServerConfig::default()).await;
+    let rules = Rules::new(allow("p", identity("i", KIND)));
+    let bench = bench_with(rules, BrokerConfig::default(), ServerConfig::default()).await;
     let mut clients = Vec::new();
     for _ in 0..50 {
         let mut client = Client::connect(bench.server.address).await;

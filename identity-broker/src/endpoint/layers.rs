@@ -1,55 +1,72 @@
-//! The services in front of the token service.
+//! The services of a connection: errors become answers, the path is decided, each form gets what is its own.
 
 use std::{
     convert::Infallible,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::future::{Either, Ready, ready};
 use http::{Method, Request, Response, request::Parts};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Limited};
 use tower::Service;
 
 use super::{
+    Connection,
+    body::{Body, BoxError, RequestBody},
+    broker::{Broker, Who},
     error::EndpointError,
-    target::{self, MAX_TARGET, Route, TargetError},
+    forms::{app_service, imds, info, posted, require_metadata},
+    limits::Limits,
+    metadata::{self, MetadataCaller, MetadataRequest},
+    target::{self, CanonicalPath, MAX_TARGET, Route, TargetError},
 };
-use crate::metrics::Metrics;
+use crate::{audit::AuditSink, clock::Clock, decide::Decide, metrics::Metrics, tokens::Tokens};
 
-/// A request whose path has been decided. Its body is never read: no method of the endpoint has one.
+/// A request whose path has been decided.
 #[derive(Debug)]
 pub struct Routed {
     /// What the path means.
     pub route: Route,
     /// The request.
     pub parts: Parts,
+    /// Its body, unread, for the routes that have one.
+    pub body: Option<RequestBody>,
 }
 
 // === Respond ===
+
+/// What refusals of one connection are counted with.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) connection: Arc<Connection>,
+}
 
 /// Turns errors into answers and counts them: outside of it a request cannot fail.
 #[derive(Clone, Debug)]
 pub struct Respond<S> {
     inner: S,
-    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
 }
 
 impl<S> Respond<S> {
     /// Around `inner`.
-    pub const fn new(inner: S, metrics: Arc<Metrics>) -> Self {
-        Self { inner, metrics }
+    pub(super) fn new(inner: S, refusals: Refusals) -> Self {
+        Self { inner, refusals: Arc::new(refusals) }
     }
 }
 
 impl<S, R> Service<R> for Respond<S>
 where
-    S: Service<R, Response = Response<Full<Bytes>>, Error = EndpointError>,
+    S: Service<R, Response = Response<Body>, Error = EndpointError>,
     S::Future: Unpin,
 {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<Body>;
     type Error = Infallible;
     type Future = RespondFuture<S::Future>;
 
@@ -59,7 +76,7 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        RespondFuture { inner: self.inner.call(request), metrics: Arc::clone(&self.metrics) }
+        RespondFuture { inner: self.inner.call(request), refusals: Arc::clone(&self.refusals), held: None }
     }
 }
 
@@ -67,22 +84,37 @@ where
 #[derive(Debug)]
 pub struct RespondFuture<F> {
     inner: F,
-    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
+    /// An answer that is held back.
+    held: Option<(Pin<Box<tokio::time::Sleep>>, Option<Response<Body>>)>,
 }
 
 impl<F> Future for RespondFuture<F>
 where
-    F: Future<Output = Result<Response<Full<Bytes>>, EndpointError>> + Unpin,
+    F: Future<Output = Result<Response<Body>, EndpointError>> + Unpin,
 {
-    type Output = Result<Response<Full<Bytes>>, Infallible>;
+    type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.inner).poll(cx).map(|outcome| {
-            Ok(outcome.unwrap_or_else(|error| {
-                self.metrics.request(error.reason());
-                error.into_response()
-            }))
-        })
+        loop {
+            if let Some((until, response)) = &mut self.held {
+                std::task::ready!(until.as_mut().poll(cx));
+                // Polled again after it is done, it would have nothing to answer.
+                return response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
+            }
+            let error = match std::task::ready!(Pin::new(&mut self.inner).poll(cx)) {
+                Ok(response) => return Poll::Ready(Ok(response)),
+                Err(error) => error,
+            };
+            let Refusals { metrics, limits, connection } = &*self.refusals;
+            metrics.request(error.reason());
+            let pause = if error.is_cheap() { limits.cheap(&connection.account) } else { Duration::ZERO };
+            let response = error.into_response();
+            if pause.is_zero() {
+                return Poll::Ready(Ok(response));
+            }
+            self.held = Some((Box::pin(tokio::time::sleep(pause)), Some(response)));
+        }
     }
 }
 
@@ -103,9 +135,11 @@ impl<S> Normalise<S> {
 
 impl<S, B> Service<Request<B>> for Normalise<S>
 where
-    S: Service<Routed, Response = Response<Full<Bytes>>, Error = EndpointError>,
+    S: Service<Routed, Response = Response<Body>, Error = EndpointError>,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
 {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<Body>;
     type Error = EndpointError;
     type Future = Either<Ready<Result<Self::Response, EndpointError>>, S::Future>;
 
@@ -114,15 +148,20 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (parts, _) = request.into_parts();
-        match decide(&parts) {
-            Ok(route) => Either::Right(self.inner.call(Routed { route, parts })),
+        let (parts, body) = request.into_parts();
+        match route(&parts) {
+            Ok(route) => {
+                // The others have no body, and what a client sends all the same is dropped.
+                let body = matches!(route, Route::Posted | Route::Other)
+                    .then(|| Limited::new(body, metadata::MAX_BODY).boxed_unsync());
+                Either::Right(self.inner.call(Routed { route, parts, body }))
+            }
             Err(error) => Either::Left(ready(Err(error.into()))),
         }
     }
 }
 
-fn decide(parts: &Parts) -> Result<Route, TargetError> {
+fn route(parts: &Parts) -> Result<Route, TargetError> {
     let uri = &parts.uri;
     // A target with a host in it is for a proxy, which this is not.
     if uri.authority().is_some() || uri.scheme().is_some() || parts.method == Method::CONNECT {
@@ -134,59 +173,119 @@ fn decide(parts: &Parts) -> Result<Route, TargetError> {
     target::route(uri.path())
 }
 
-// === RequireMetadata ===
+// === Dispatch ===
 
-/// Answers everything that is not the token path; lets through what carries `Metadata: true` and is no proxy's.
-#[derive(Clone, Copy, Debug)]
-pub struct RequireMetadata<S> {
-    inner: S,
+/// Gives each route what is its own. The header check comes before everything else.
+#[derive(Debug)]
+pub struct Dispatch<D, T, A, C> {
+    broker: Arc<Broker<D, T, A, C>>,
+    connection: Arc<Connection>,
 }
 
-impl<S> RequireMetadata<S> {
-    /// In front of `inner`.
-    pub const fn new(inner: S) -> Self {
-        Self { inner }
+impl<D, T, A, C> Dispatch<D, T, A, C> {
+    pub(super) const fn new(broker: Arc<Broker<D, T, A, C>>, connection: Arc<Connection>) -> Self {
+        Self { broker, connection }
     }
 }
 
-impl<S> Service<Routed> for RequireMetadata<S>
-where
-    S: Service<Routed, Response = Response<Full<Bytes>>, Error = EndpointError>,
-{
-    type Response = Response<Full<Bytes>>;
-    type Error = EndpointError;
-    type Future = Either<Ready<Result<Self::Response, EndpointError>>, S::Future>;
+impl<D, T, A, C> Clone for Dispatch<D, T, A, C> {
+    fn clone(&self) -> Self {
+        Self { broker: Arc::clone(&self.broker), connection: Arc::clone(&self.connection) }
+    }
+}
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndpointError>> {
-        self.inner.poll_ready(cx)
+type Outcome = Result<Response<Body>, EndpointError>;
+
+impl<D, T, A, C> Service<Routed> for Dispatch<D, T, A, C>
+where
+    D: Decide,
+    T: Tokens,
+    A: AuditSink,
+    C: Clock,
+{
+    type Response = Response<Body>;
+    type Error = EndpointError;
+    type Future = Either<Ready<Outcome>, Pin<Box<dyn Future<Output = Outcome> + Send>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), EndpointError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Routed) -> Self::Future {
-        match check(&request) {
-            Ok(()) => Either::Right(self.inner.call(request)),
+        match self.dispatch(request) {
+            Ok(outcome) => Either::Right(outcome),
             Err(error) => Either::Left(ready(Err(error))),
         }
     }
 }
 
-fn check(request: &Routed) -> Result<(), EndpointError> {
-    match request.route {
-        // Without a look at the header: MSAL .NET takes 400 here for "the newer protocol is there".
-        Route::NewerProtocol | Route::OtherIdentity => return Err(EndpointError::NotFound),
-        Route::Other => return Err(EndpointError::Blocked),
-        Route::Token => {}
+impl<D, T, A, C> Dispatch<D, T, A, C>
+where
+    D: Decide,
+    T: Tokens,
+    A: AuditSink,
+    C: Clock,
+{
+    fn dispatch(
+        &self,
+        Routed { route, parts, body }: Routed,
+    ) -> Result<Pin<Box<dyn Future<Output = Outcome> + Send>>, EndpointError> {
+        let this = self.clone();
+        let query = parts.uri.query().unwrap_or_default();
+        match route {
+            Route::Token => {
+                require_metadata(&parts.headers)?;
+                only(&parts.method, &[Method::GET], "GET")?;
+                let request = imds::parse(query)?;
+                Ok(Box::pin(async move { this.broker.issue(&this.connection, &request).await }))
+            }
+            Route::Info => {
+                require_metadata(&parts.headers)?;
+                only(&parts.method, &[Method::GET], "GET")?;
+                let request = info::parse(query)?;
+                Ok(Box::pin(async move { this.broker.tenant(&this.connection, &request).await }))
+            }
+            Route::AppService => {
+                let boxed = |error: EndpointError| EndpointError::AppService(Box::new(error));
+                let request = app_service::require_header(&parts.headers)
+                    .and_then(|()| only(&parts.method, &[Method::GET], "GET"))
+                    .and_then(|()| Ok(app_service::parse(query)?))
+                    .map_err(boxed)?;
+                Ok(Box::pin(async move { this.broker.issue(&this.connection, &request).await.map_err(boxed) }))
+            }
+            Route::Posted => {
+                require_metadata(&parts.headers)?;
+                only(&parts.method, &[Method::GET, Method::POST], "GET, POST")?;
+                let in_query = (parts.method == Method::GET).then(|| posted::parse(query)).transpose()?;
+                Ok(Box::pin(async move {
+                    let request = match (in_query, body) {
+                        (Some(request), _) => request,
+                        (None, Some(body)) => {
+                            posted::receive(&parts.headers, body, this.broker.config.body_timeout).await?
+                        }
+                        (None, None) => posted::form_body(b"")?,
+                    };
+                    this.broker.issue(&this.connection, &request).await
+                }))
+            }
+            // Without a look at the header: MSAL .NET takes 400 here for "the newer protocol is there".
+            Route::NewerProtocol | Route::OtherIdentity => Err(EndpointError::NotFound),
+            Route::Other => {
+                let path = CanonicalPath::new(parts.uri.path())?;
+                let body =
+                    body.unwrap_or_else(|| http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync());
+                let request = MetadataRequest { path, parts, body };
+                Ok(Box::pin(async move {
+                    let (broker, connection) = (&*this.broker, &*this.connection);
+                    let identify = Box::new(Who { broker, connection });
+                    let caller = MetadataCaller { address: connection.peer.ip(), identify };
+                    broker.metadata.call(request, caller).await
+                }))
+            }
+        }
     }
-    let headers = &request.parts.headers;
-    let mut metadata = headers.get_all("metadata").iter();
-    let present = metadata.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
-    if !present || metadata.next().is_some() {
-        return Err(EndpointError::MetadataHeader);
-    }
-    if headers.contains_key("x-forwarded-for") {
-        return Err(EndpointError::Forwarded);
-    }
-    if request.parts.method != Method::GET {
-        return Err(EndpointError::Method);
-    }
-    Ok(())
+}
+
+fn only(method: &Method, allowed: &[Method], allow: &'static str) -> Result<(), EndpointError> {
+    if allowed.contains(method) { Ok(()) } else { Err(EndpointError::Method(allow)) }
 }

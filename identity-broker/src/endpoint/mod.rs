@@ -1,12 +1,20 @@
 //! The endpoint as pods see it: small services, one inside the other.
 //!
-//! `Respond( Normalise( RequireMetadata( TokenService ) ) )` — errors become HTTP in `Respond`, the path is decided in
-//! `Normalise`, the header check comes before everything else on the token path, and `TokenService` does the rest.
+//! `Respond( Normalise( Dispatch ) )` — errors become HTTP in `Respond`, the path is decided in `Normalise`, the header
+//! check comes before everything else in `Dispatch`, which then gives each route to its own flow: [`forms`] are read into
+//! one `TokenRequest`, the flow of a token is `token`, that of the tenant `tenant`, the rest of the metadata service is
+//! behind [`metadata::Metadata`].
 
+mod authority;
+mod body;
+mod broker;
 mod error;
+pub mod forms;
 mod layers;
-pub mod query;
+mod limits;
+pub mod metadata;
 pub mod target;
+mod tenant;
 mod token;
 
 use std::{
@@ -17,25 +25,42 @@ use std::{
 use identity_core::pod::PodRef;
 use jiff::Timestamp;
 
-pub use error::{EndpointError, JSON, SERVER_NAME};
-pub use layers::{Normalise, RequireMetadata, Respond, Routed};
-pub use token::{Broker, BrokerConfig, OnAuditFailure, TokenService};
+pub(crate) use broker::pod_of;
+
+pub use body::{Body, BoxError, RequestBody};
+pub use broker::{Broker, BrokerConfig, OnAuditFailure};
+pub use error::{
+    EndpointError, JSON, RateLimit, Retry, Row, SERVER_NAME,
+    table::{TABLE, error_table},
+};
+pub use forms::{TokenRequest, imds_request, posted::form_body, require_metadata};
+pub use layers::{Dispatch, Normalise, Respond, RespondFuture, Routed};
+pub use limits::{LimitsConfig, Rate};
+pub use target::{CanonicalPath, Route, TargetError};
+
+/// The path of a request in the one form in which it is routed and forwarded: [`CanonicalPath::new`] by the name that
+/// fuzz targets know.
+pub fn path_normalise(path: &str) -> Result<CanonicalPath, TargetError> {
+    CanonicalPath::new(path)
+}
 
 /// One connection of a pod.
 #[derive(Debug)]
 pub struct Connection {
     /// The caller's address.
     pub peer: SocketAddr,
-    /// The pod its first decision was for.
-    pinned: OnceLock<Arc<PodRef>>,
     /// When it was accepted.
     pub since: Timestamp,
+    /// The pod its first decision was for.
+    pinned: OnceLock<Arc<PodRef>>,
+    /// What its address has used up.
+    account: Arc<limits::Account>,
 }
 
 impl Connection {
     /// A connection that no decision has been made for.
-    pub fn new(peer: SocketAddr, since: Timestamp) -> Arc<Self> {
-        Arc::new(Self { peer, pinned: OnceLock::new(), since })
+    fn new(peer: SocketAddr, since: Timestamp, account: Arc<limits::Account>) -> Arc<Self> {
+        Arc::new(Self { peer, since, pinned: OnceLock::new(), account })
     }
 
     /// UID of the pod that the connection is pinned to.
@@ -49,5 +74,5 @@ impl Connection {
     }
 }
 
-/// The services of one connection.
-pub type Stack<D, T, A, C> = Respond<Normalise<RequireMetadata<TokenService<D, T, A, C>>>>;
+/// The service of one connection.
+pub type Stack<D, T, A, C> = Respond<Normalise<Dispatch<D, T, A, C>>>;

@@ -1,80 +1,34 @@
 //! The flow of a token: decide, hold, get, decide again, record, answer (DESIGN §1; invariants 1, 2, 3, 6).
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    net::IpAddr,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{Response, StatusCode};
-use http_body_util::Full;
-use identity_core::{
-    lookup::{Allow, Assignment, Caller, Decision, Deny, Source, Wait},
-    pod::PodRef,
-};
-use jiff::Timestamp;
-use tower::Service;
+use identity_core::lookup::{Allow, Decision, Source};
 
 use super::{
-    Connection, Normalise, RequireMetadata, Respond, Stack,
-    error::{EndpointError, json},
-    layers::Routed,
-    query::{self, TokenQuery},
+    Connection, authority,
+    body::Body,
+    broker::OnAuditFailure,
+    broker::{Asked, Broker, Ground, ground, is_foreign},
+    error::{EndpointError, RateLimit, json},
+    forms::{Form, TokenRequest},
+    limits::Waiting,
 };
 use crate::{
     audit::{AuditRecord, AuditSink, Verdict},
     clock::Clock,
     decide::Decide,
-    metrics::{Metrics, Reason},
-    tokens::{Token, Tokens, same},
+    metrics::Reason,
+    tokens::{Freshness, Shape, Token, Tokens, same},
 };
-
-/// What happens when an audit record cannot be written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnAuditFailure {
-    /// No token without a record.
-    #[default]
-    Deny,
-    /// The token leaves; the failure is logged.
-    Allow,
-}
-
-/// Bounds of the token path.
-#[derive(Clone, Debug)]
-pub struct BrokerConfig {
-    /// How long a request is held for an unknown address or a pending assignment.
-    pub hold: Duration,
-    /// The most requests of one address that wait (for an assignment or for upstream) at a time.
-    pub held_per_peer: usize,
-    /// What happens when an audit record cannot be written.
-    pub on_audit_failure: OnAuditFailure,
-}
-
-impl Default for BrokerConfig {
-    fn default() -> Self {
-        Self { hold: Duration::from_secs(5), held_per_peer: 16, on_audit_failure: OnAuditFailure::Deny }
-    }
-}
 
 /// How often a changed decision is followed before the request is put off.
 const ROUNDS: usize = 3;
 
-/// The parts of the token path, shared by all connections.
-#[derive(Debug)]
-pub struct Broker<D, T, A, C> {
-    decide: D,
-    tokens: T,
-    audit: A,
-    clock: C,
-    config: BrokerConfig,
-    metrics: Arc<Metrics>,
-    /// Waiting requests by address. Not touched by a request whose token is at hand.
-    waiting: Mutex<HashMap<IpAddr, usize>>,
+impl TokenRequest {
+    fn asked(&self) -> Asked<'_> {
+        Asked { request: self.as_request(), selector: self.selector() }
+    }
 }
 
 impl<D, T, A, C> Broker<D, T, A, C>
@@ -84,131 +38,126 @@ where
     A: AuditSink,
     C: Clock,
 {
-    /// Puts the parts together.
-    pub fn new(decide: D, tokens: T, audit: A, clock: C, config: BrokerConfig, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { decide, tokens, audit, clock, config, metrics, waiting: Mutex::default() })
+    /// Answers a request for a token.
+    pub(super) async fn issue(
+        &self,
+        connection: &Connection,
+        request: &TokenRequest,
+    ) -> Result<Response<Body>, EndpointError> {
+        if let Err(wait) = self.limits.request(&connection.account) {
+            // Whoever does not heed Retry-After gets no more out of it than this.
+            tokio::time::sleep(self.config.limits.penalty).await;
+            return Err(EndpointError::Rate(RateLimit::Requests, wait));
+        }
+        let mut allowed = None;
+        let outcome = self.issued(connection, request, &mut allowed).await;
+        if let Err(Unissued { error, recorded: false }) = &outcome {
+            self.note(connection, &request.resource, allowed.as_ref(), error).await;
+        }
+        outcome.map_err(|unissued| unissued.error)
     }
 
-    /// The metrics.
-    pub const fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
-    }
-
-    /// The present instant.
-    pub fn now(&self) -> Timestamp {
-        self.clock.now()
-    }
-
-    /// The services of one connection.
-    pub fn stack(self: &Arc<Self>, connection: Arc<Connection>) -> Stack<D, T, A, C> {
-        let token = TokenService { broker: Arc::clone(self), connection };
-        Respond::new(Normalise::new(RequireMetadata::new(token)), Arc::clone(&self.metrics))
-    }
-
-    async fn issue(&self, connection: &Connection, query: &TokenQuery) -> Result<Response<Full<Bytes>>, EndpointError> {
+    async fn issued(
+        &self,
+        connection: &Connection,
+        request: &TokenRequest,
+        allowed: &mut Option<Allow>,
+    ) -> Result<Response<Body>, Unissued> {
         let mut waiting = None;
-        let mut allow = self.settle(connection, query, &mut waiting).await?;
+        let mut allow = self.settle(connection, &request.asked(), &mut waiting).await?;
+        if request.bypass_cache
+            && let Err(wait) = self.limits.bypass(&connection.account)
+        {
+            *allowed = Some(allow);
+            return Err(EndpointError::Rate(RateLimit::Bypass, wait).into());
+        }
+        let mut freshness = if request.bypass_cache { Freshness::Upstream } else { Freshness::Any };
         for _ in 0..ROUNDS {
-            let Source::Assignment(assignment) = &allow.source;
-            let token = self.token(connection, assignment, query, &mut waiting).await;
-            let token = match token {
-                Ok(token) => token,
-                Err(error) => {
-                    self.note(connection, query, Some(&allow), &error).await;
-                    return Err(error);
-                }
-            };
+            *allowed = Some(allow.clone());
+            let token = self.token(connection, &allow, request, freshness, &mut waiting).await?;
             // The world may have changed while upstream was asked.
-            let again = match self.decide(connection, query) {
+            let again = match self.decide(connection, &request.as_request()) {
                 Decision::Allow(again) => again,
-                other => {
-                    let error = match other {
-                        Decision::Deny(deny) => EndpointError::Denied(deny),
-                        Decision::Wait(wait) => EndpointError::NotYet(wait),
-                        Decision::Allow(_) => EndpointError::Unsettled,
-                    };
-                    self.note(connection, query, Some(&allow), &error).await;
-                    return Err(error);
-                }
+                other => return Err(refusal(other, request).into()),
             };
             if is_for(&again, &allow) {
-                return self.answer(connection, query, &again, &token).await;
+                return self.answer(connection, request, &again, &token).await;
             }
             allow = again;
+            freshness = Freshness::Any;
         }
-        Err(EndpointError::Unsettled)
-    }
-
-    /// Decides, and holds the request while the decision is "not yet".
-    async fn settle<'a>(
-        &'a self,
-        connection: &Connection,
-        query: &TokenQuery,
-        waiting: &mut Option<Waiting<'a>>,
-    ) -> Result<Allow, EndpointError> {
-        let mut deadline = None;
-        let mut changed = None;
-        loop {
-            let wait = match self.decide(connection, query) {
-                Decision::Allow(allow) => return Ok(allow),
-                Decision::Deny(deny) => {
-                    let error = EndpointError::Denied(deny);
-                    self.note(connection, query, None, &error).await;
-                    return Err(error);
-                }
-                Decision::Wait(wait) => wait,
-            };
-            // Listen, then decide once more, then wait: no change is missed.
-            let Some(listener) = changed.take() else {
-                changed = Some(self.decide.changed());
-                continue;
-            };
-            self.wait_in_line(connection, waiting)?;
-            let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + self.config.hold);
-            self.metrics.held.inc();
-            let held = HeldGauge(&self.metrics);
-            let woken = tokio::time::timeout_at(deadline, listener).await;
-            drop(held);
-            if woken.is_err() {
-                let error = EndpointError::NotYet(wait);
-                self.note(connection, query, None, &error).await;
-                return Err(error);
-            }
-            changed = Some(self.decide.changed());
-        }
+        Err(EndpointError::Unsettled.into())
     }
 
     /// Gets the token; takes a place in the line only if it has to be waited for.
     async fn token<'a>(
         &'a self,
-        connection: &Connection,
-        assignment: &Assignment,
-        query: &TokenQuery,
+        connection: &'a Connection,
+        allow: &Allow,
+        request: &TokenRequest,
+        freshness: Freshness,
         waiting: &mut Option<Waiting<'a>>,
     ) -> Result<Arc<Token>, EndpointError> {
-        let mut get = std::pin::pin!(self.tokens.get(&assignment.identity, &query.resource));
-        if let Poll::Ready(token) = futures::poll!(get.as_mut()) {
-            return Ok(token?);
-        }
+        let assignment = match ground(&allow.source) {
+            Ground::Assignment(assignment) => assignment,
+            Ground::Exempt => {
+                self.wait_in_line(connection, waiting)?;
+                let token = self.metadata.exempt_token(&allow.pod, request).await;
+                return token.map_err(|error| EndpointError::Token { error, foreign: false });
+            }
+        };
+        let (identity, asked) = (&assignment.identity, request.authority.as_ref());
+        authority::check(asked, identity)?;
+        let ready = match freshness {
+            Freshness::Any => self.tokens.ready(identity, &request.resource),
+            Freshness::Upstream => None,
+        };
+        let token = match ready {
+            Some(token) => token,
+            None => self.cold(connection, allow, identity, &request.resource, freshness, waiting).await?,
+        };
+        authority::check_tenant(asked, identity, token.tenant())?;
+        Ok(token)
+    }
+
+    /// Gets a token that is not at hand, within the pod's share of what is asked upstream.
+    pub(super) async fn cold<'a>(
+        &'a self,
+        connection: &'a Connection,
+        allow: &Allow,
+        identity: &Arc<identity_core::lookup::Identity>,
+        resource: &str,
+        freshness: Freshness,
+        waiting: &mut Option<Waiting<'a>>,
+    ) -> Result<Arc<Token>, EndpointError> {
         self.wait_in_line(connection, waiting)?;
-        Ok(get.await?)
+        let name = [&*identity.object.namespace, &*identity.object.name, resource].join("\n");
+        let _fetching = self
+            .limits
+            .cold(&connection.account, crate::digest::first64(name.as_bytes()))
+            .map_err(|wait| EndpointError::Rate(RateLimit::Cold, wait))?;
+        let token = self.tokens.get(identity, resource, freshness).await;
+        token.map_err(|error| EndpointError::Token { error, foreign: is_foreign(&identity.object, &allow.pod) })
     }
 
     /// Records the token, decides for the last time, renders the answer.
     async fn answer(
         &self,
         connection: &Connection,
-        query: &TokenQuery,
+        request: &TokenRequest,
         allow: &Allow,
         token: &Token,
-    ) -> Result<Response<Full<Bytes>>, EndpointError> {
+    ) -> Result<Response<Body>, Unissued> {
         let now = self.clock.now();
         let clamp = |allow: &Allow| allow.until.map_or(token.expires_on(), |until| until.min(token.expires_on()));
         let expires_on = clamp(allow);
         if expires_on.as_second() <= now.as_second() {
-            return Err(EndpointError::Unsettled);
+            return Err(EndpointError::Unsettled.into());
         }
-        let Source::Assignment(assignment) = &allow.source;
+        let assignment = match ground(&allow.source) {
+            Ground::Assignment(assignment) => Some(&**assignment),
+            Ground::Exempt => None,
+        };
         let mut record = AuditRecord {
             time: now,
             verdict: Verdict::Issued,
@@ -216,192 +165,73 @@ where
             detail: "",
             address: connection.peer.ip(),
             pod: Some(&allow.pod),
-            binding: Some(&assignment.binding),
-            identity: Some(&assignment.identity.object),
-            resource: &query.resource,
+            binding: assignment.map(|assignment| &assignment.binding),
+            identity: assignment.map(|assignment| &assignment.identity.object),
+            resource: &request.resource,
             client_id: token.client_id(),
             expires_on: Some(expires_on),
             token_id: Some(token.id()),
             upstream_request_id: token.request_id(),
+            suppressed: 0,
         };
         if let Err(error) = self.audit.record(&record).await {
             tracing::error!(%error, pod = %allow.pod.name, namespace = %allow.pod.namespace, "audit");
             if self.config.on_audit_failure == OnAuditFailure::Deny {
-                return Err(EndpointError::Audit);
+                return Err(Unissued { error: EndpointError::Audit, recorded: true });
             }
         }
         // Writing the record may have taken its time, too.
-        let withdrawn = match self.decide(connection, query) {
+        let withdrawn = match self.decide(connection, &request.as_request()) {
             Decision::Allow(last) if is_for(&last, allow) && clamp(&last) >= expires_on => None,
-            Decision::Deny(deny) => Some(EndpointError::Denied(deny)),
-            Decision::Wait(wait) => Some(EndpointError::NotYet(wait)),
-            Decision::Allow(_) => Some(EndpointError::Unsettled),
+            other => Some(refusal(other, request)),
         };
         if let Some(error) = withdrawn {
-            let detail = error.to_string();
+            let detail = error.detail();
             (record.verdict, record.reason, record.detail) = (Verdict::Withdrawn, error.reason(), &detail);
             self.record(&record).await;
-            return Err(error);
+            return Err(Unissued { error, recorded: true });
         }
         self.metrics.request(Reason::Issued);
-        Ok(json(StatusCode::OK, token.render(expires_on, self.clock.now())))
-    }
-
-    fn decide(&self, connection: &Connection, query: &TokenQuery) -> Decision {
-        let caller = Caller { address: connection.peer.ip(), pinned: connection.pinned() };
-        let decision = self.decide.decide(&caller, &query.as_request(), self.clock.now());
-        if connection.pinned().is_none()
-            && let Some(pod) = pod_of(&decision)
-        {
-            connection.pin(pod);
-        }
-        decision
-    }
-
-    /// Records that no token leaves. That record failing changes nothing for the pod.
-    async fn note(&self, connection: &Connection, query: &TokenQuery, allow: Option<&Allow>, error: &EndpointError) {
-        let detail = error.to_string();
-        let denied = match error {
-            EndpointError::Denied(deny) => deny_subject(deny),
-            EndpointError::NotYet(Wait::Assignment(pod)) => (Some(pod), None),
-            _ => (None, None),
+        let shape = match request.form {
+            Form::Imds | Form::Posted => Shape::Imds,
+            Form::AppService => Shape::AppService,
         };
-        let assignment = allow
-            .map(|allow| {
-                let Source::Assignment(assignment) = &allow.source;
-                &**assignment
-            })
-            .or(denied.1);
-        let pod = denied.0.or(allow.map(|allow| &allow.pod));
-        self.record(&AuditRecord {
-            time: self.clock.now(),
-            verdict: if matches!(error, EndpointError::Denied(_)) { Verdict::Denied } else { Verdict::Failed },
-            reason: error.reason(),
-            detail: &detail,
-            address: connection.peer.ip(),
-            pod: pod.map(|pod| &**pod),
-            binding: assignment.map(|assignment| &assignment.binding),
-            identity: assignment.map(|assignment| &assignment.identity.object),
-            resource: &query.resource,
-            client_id: assignment.and_then(|assignment| assignment.identity.client_id.as_deref()),
-            expires_on: None,
-            token_id: None,
-            upstream_request_id: None,
-        })
-        .await;
-    }
-
-    async fn record(&self, record: &AuditRecord<'_>) {
-        if let Err(error) = self.audit.record(record).await {
-            tracing::error!(%error, "audit");
-        }
-    }
-
-    fn wait_in_line<'a>(
-        &'a self,
-        connection: &Connection,
-        waiting: &mut Option<Waiting<'a>>,
-    ) -> Result<(), EndpointError> {
-        if waiting.is_none() {
-            let address = connection.peer.ip();
-            let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = all.entry(address).or_default();
-            if *count >= self.config.held_per_peer {
-                return Err(EndpointError::TooManyHeld(self.config.held_per_peer));
-            }
-            *count += 1;
-            *waiting = Some(Waiting { all: &self.waiting, address });
-        }
-        Ok(())
+        Ok(json(StatusCode::OK, token.render(expires_on, self.clock.now(), shape)))
     }
 }
 
-/// A place among the waiting requests of an address.
-struct Waiting<'a> {
-    all: &'a Mutex<HashMap<IpAddr, usize>>,
-    address: IpAddr,
+/// Why there is no token, and whether that has been recorded.
+struct Unissued {
+    error: EndpointError,
+    recorded: bool,
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.address);
-            }
-        }
+impl From<EndpointError> for Unissued {
+    fn from(error: EndpointError) -> Self {
+        Self { error, recorded: false }
     }
 }
 
-struct HeldGauge<'a>(&'a Metrics);
-
-impl Drop for HeldGauge<'_> {
-    fn drop(&mut self) {
-        self.0.held.dec();
+/// A decision that is no longer for the token that was got.
+fn refusal(decision: Decision, request: &TokenRequest) -> EndpointError {
+    match decision {
+        Decision::Deny(deny) => EndpointError::Denied(deny, request.selector()),
+        Decision::Wait(wait) => EndpointError::NotYet(wait),
+        Decision::Allow(_) => EndpointError::Unsettled,
     }
 }
 
 /// Whether two permissions are for the same pod and the same token.
 fn is_for(one: &Allow, other: &Allow) -> bool {
-    one.pod.uid == other.pod.uid
-        && match (&one.source, &other.source) {
-            (Source::Assignment(one), Source::Assignment(other)) => {
-                Arc::ptr_eq(one, other) || same(&one.identity, &other.identity)
-            }
+    one.pod.uid == other.pod.uid && is_same(&one.source, &other.source)
+}
+
+fn is_same(one: &Source, other: &Source) -> bool {
+    match (ground(one), ground(other)) {
+        (Ground::Assignment(one), Ground::Assignment(other)) => {
+            Arc::ptr_eq(one, other) || same(&one.identity, &other.identity)
         }
-}
-
-fn pod_of(decision: &Decision) -> Option<&Arc<PodRef>> {
-    match decision {
-        Decision::Allow(allow) => Some(&allow.pod),
-        Decision::Wait(Wait::Assignment(pod)) => Some(pod),
-        Decision::Wait(_) => None,
-        Decision::Deny(deny) => deny_subject(deny).0,
-    }
-}
-
-fn deny_subject(deny: &Deny) -> (Option<&Arc<PodRef>>, Option<&Assignment>) {
-    match deny {
-        Deny::HostNetwork | Deny::AddressChangedHands => (None, None),
-        Deny::NoBinding(pod) | Deny::IdentityNotFound(pod) | Deny::MultipleIdentities(pod) => (Some(pod), None),
-        Deny::Audience(pod, assignment) => (Some(pod), Some(assignment)),
-    }
-}
-
-/// Answers requests for tokens on one connection.
-#[derive(Debug)]
-pub struct TokenService<D, T, A, C> {
-    broker: Arc<Broker<D, T, A, C>>,
-    connection: Arc<Connection>,
-}
-
-impl<D, T, A, C> Clone for TokenService<D, T, A, C> {
-    fn clone(&self) -> Self {
-        Self { broker: Arc::clone(&self.broker), connection: Arc::clone(&self.connection) }
-    }
-}
-
-impl<D, T, A, C> Service<Routed> for TokenService<D, T, A, C>
-where
-    D: Decide,
-    T: Tokens,
-    A: AuditSink,
-    C: Clock,
-{
-    type Response = Response<Full<Bytes>>;
-    type Error = EndpointError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, EndpointError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), EndpointError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Routed) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let query = query::parse(request.parts.uri.query().unwrap_or_default())?;
-            this.broker.issue(&this.connection, &query).await
-        })
+        (Ground::Exempt, Ground::Exempt) => true,
+        (Ground::Assignment(_), Ground::Exempt) | (Ground::Exempt, Ground::Assignment(_)) => false,
     }
 }

@@ -2,6 +2,7 @@
 
 mod original;
 mod peers;
+mod stream;
 
 use std::{
     io,
@@ -24,12 +25,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use original::{Kernel, OriginalDestination};
 
-use self::peers::{Peers, Place};
+use self::{
+    peers::{Peers, Place},
+    stream::Patient,
+};
 use crate::{
     audit::AuditSink,
     clock::Clock,
     decide::Decide,
-    endpoint::{Broker, Connection, JSON, SERVER_NAME},
+    endpoint::{Broker, JSON, SERVER_NAME},
     metrics::{Metrics, Turned},
     tokens::Tokens,
 };
@@ -41,6 +45,10 @@ pub struct ServerConfig {
     pub metadata: SocketAddrV4,
     /// For the head of a request, and for a kept-alive connection without one.
     pub header_timeout: Duration,
+    /// For an answer that the peer does not read.
+    pub write_timeout: Duration,
+    /// How long the peer may take to read the last answer and to close.
+    pub linger: Duration,
     /// The largest head of a request, in bytes (at least 8192).
     pub max_head: usize,
     /// The most connections.
@@ -56,6 +64,8 @@ impl Default for ServerConfig {
         Self {
             metadata: SocketAddrV4::new(std::net::Ipv4Addr::new(169, 254, 169, 254), 80),
             header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(10),
+            linger: Duration::from_secs(1),
             max_head: 24 * 1024,
             max_connections: 4096,
             max_connections_per_peer: 128,
@@ -118,8 +128,8 @@ pub async fn serve<D, T, A, C>(
         }
         // Answers are small and waited for.
         let _ = stream.set_nodelay(true);
-        let connection = Connection::new(peer, broker.now());
-        let service = TowerToHyperService::new(broker.stack(connection));
+        let service = TowerToHyperService::new(broker.stack(broker.connection(peer)));
+        let stream = Patient::new(stream, config.write_timeout, config.linger);
         let served = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let cut = cut.clone();
         tasks.spawn(async move {

@@ -18,7 +18,7 @@ use identity_core::lookup::Identity;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Backend, Token, TokenError, Tokens};
+use super::{Backend, Freshness, Token, TokenError, Tokens};
 use crate::{clock::Clock, metrics::Metrics};
 
 /// Sizes and times of a [`Cache`].
@@ -87,7 +87,7 @@ struct Slot {
 
 #[derive(Default)]
 struct State {
-    flight: Option<watch::Receiver<Outcome>>,
+    flight: Option<(watch::Receiver<Outcome>, Freshness)>,
     failures: u32,
     failed: Option<(TokenError, Timestamp)>,
 }
@@ -122,33 +122,63 @@ impl<B: Backend, C: Clock> Cache<B, C> {
 }
 
 impl<B: Backend, C: Clock> Tokens for Cache<B, C> {
-    async fn get(&self, identity: &Arc<Identity>, resource: &str) -> Result<Arc<Token>, TokenError> {
+    fn ready(&self, identity: &Arc<Identity>, resource: &str) -> Option<Arc<Token>> {
+        let shared = &self.shared;
+        let now = shared.clock.now();
+        let slot = shared.find(identity, resource, now)?;
+        let token = shared.usable(&slot, now)?;
+        let left = token.remaining(now);
+        if left <= shared.refresh_margin(&token) {
+            if left <= seconds(shared.config.urgent) {
+                return None;
+            }
+            // Ahead of time: whoever asks meanwhile gets the old one.
+            let _ = shared.fly(&slot, now, Freshness::Any);
+        }
+        shared.metrics.cache_hits.inc();
+        Some(token)
+    }
+
+    async fn get(
+        &self,
+        identity: &Arc<Identity>,
+        resource: &str,
+        freshness: Freshness,
+    ) -> Result<Arc<Token>, TokenError> {
+        if freshness == Freshness::Any
+            && let Some(token) = self.ready(identity, resource)
+        {
+            return Ok(token);
+        }
         let shared = &self.shared;
         let now = shared.clock.now();
         let slot = shared.slot(identity, resource, now);
-        let token = shared.usable(&slot, now);
-        if let Some(token) = &token {
-            let left = token.remaining(now);
-            if left > shared.refresh_margin(token) {
-                shared.metrics.cache_hits.inc();
-                return Ok(Arc::clone(token));
-            }
-            if left > seconds(shared.config.urgent) {
-                shared.metrics.cache_hits.inc();
-                // Ahead of time: whoever asks meanwhile gets the old one.
-                let _ = shared.fly(&slot, now);
-                return Ok(Arc::clone(token));
-            }
-        }
-        let fresh = match shared.fly(&slot, now) {
+        let fresh = match shared.fly(&slot, now, freshness) {
             Ok(flight) => shared.land(flight).await,
-            Err(failed) => Err(failed),
+            Err(Grounded::Failed(failed)) => Err(failed),
+            Err(Grounded::Other(flight)) => {
+                // What is under way may be answered from a cache of the node's: after it, not instead of it.
+                let _ = shared.land(flight).await;
+                match shared.fly(&slot, shared.clock.now(), freshness) {
+                    Ok(flight) | Err(Grounded::Other(flight)) => shared.land(flight).await,
+                    Err(Grounded::Failed(failed)) => Err(failed),
+                }
+            }
         };
-        match (fresh, token) {
-            (Err(_), Some(token)) if token.remaining(shared.clock.now()) >= seconds(shared.config.minimum) => Ok(token),
-            (fresh, _) => fresh,
+        match fresh {
+            // Better a token that is about to end than none, unless a new one was asked for.
+            Err(error) if freshness == Freshness::Any => shared.usable(&slot, shared.clock.now()).ok_or(error),
+            fresh => fresh,
         }
     }
+}
+
+/// Why a request upstream was not begun.
+enum Grounded {
+    /// There was a failure a moment ago.
+    Failed(TokenError),
+    /// Another is under way, and it is not for a token past every cache.
+    Other(watch::Receiver<Outcome>),
 }
 
 // === impl Shared ===
@@ -167,25 +197,34 @@ impl<B: Backend, C: Clock> Shared<B, C> {
     }
 
     /// Joins the request that is under way, or begins one; or the failure that was a moment ago.
-    fn fly(self: &Arc<Self>, slot: &Arc<Slot>, now: Timestamp) -> Result<watch::Receiver<Outcome>, TokenError> {
+    fn fly(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        now: Timestamp,
+        freshness: Freshness,
+    ) -> Result<watch::Receiver<Outcome>, Grounded> {
         let mut state = lock(&slot.state);
-        if let Some(flight) = &state.flight {
-            return Ok(flight.clone());
+        if let Some((flight, flying)) = &state.flight {
+            return if freshness == Freshness::Any || *flying == freshness {
+                Ok(flight.clone())
+            } else {
+                Err(Grounded::Other(flight.clone()))
+            };
         }
         if let Some((error, until)) = &state.failed
             && now < *until
         {
-            return Err(error.clone());
+            return Err(Grounded::Failed(error.clone()));
         }
         let (done, flight) = watch::channel(None);
-        state.flight = Some(flight.clone());
+        state.flight = Some((flight.clone(), freshness));
         drop(state);
         self.metrics.cache_misses.inc();
         let (shared, slot) = (Arc::clone(self), Arc::clone(slot));
         // A task of its own, so that a waiter who goes away takes nobody's token with it.
         tokio::spawn(async move {
             let clear = ClearFlight(&slot);
-            let outcome = shared.backend.fetch(&slot.identity, &slot.resource).await.map(Arc::new);
+            let outcome = shared.backend.fetch(&slot.identity, &slot.resource, freshness).await.map(Arc::new);
             shared.settle(&slot, &outcome);
             drop(clear);
             done.send_replace(Some(outcome));
@@ -228,13 +267,19 @@ impl<B: Backend, C: Clock> Shared<B, C> {
         })
     }
 
+    /// The slot of a key, if there is one.
+    fn find(&self, identity: &Arc<Identity>, resource: &str, now: Timestamp) -> Option<Arc<Slot>> {
+        let slot = find(&self.map.load(), self.hash_of(identity, resource), identity, resource)?;
+        slot.used.store(now.as_second(), Ordering::Relaxed);
+        Some(slot)
+    }
+
     /// The slot of a key; made when there is none.
     fn slot(&self, identity: &Arc<Identity>, resource: &str, now: Timestamp) -> Arc<Slot> {
-        let hash = self.hash_of(identity, resource);
-        if let Some(slot) = find(&self.map.load(), hash, identity, resource) {
-            slot.used.store(now.as_second(), Ordering::Relaxed);
+        if let Some(slot) = self.find(identity, resource, now) {
             return slot;
         }
+        let hash = self.hash_of(identity, resource);
         let _growing = lock(&self.growing);
         let mut map = Map::clone(&self.map.load());
         if let Some(slot) = find(&map, hash, identity, resource) {

@@ -28,7 +28,7 @@ impl Backend for Arc<Fake> {
         self.version.load(Ordering::SeqCst)
     }
 
-    async fn fetch(&self, identity: &Arc<Identity>, resource: &str) -> Result<Token, TokenError> {
+    async fn fetch(&self, identity: &Arc<Identity>, resource: &str, _: Freshness) -> Result<Token, TokenError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.gate.acquire().await.unwrap().forget();
         if let Some(error) = self.fail.lock().unwrap().clone() {
@@ -84,7 +84,7 @@ impl Bench {
     }
 
     async fn get(&self, name: &str, resource: &str) -> Result<Arc<Token>, TokenError> {
-        self.cache.get(&identity(name), resource).await
+        self.cache.get(&identity(name), resource, Freshness::Any).await
     }
 }
 
@@ -115,7 +115,7 @@ async fn many_at_once_are_one_request_and_a_waiter_that_leaves_takes_nothing_wit
     let bench = bench(CacheConfig::default());
     let first = tokio::spawn({
         let cache = Cache { shared: Arc::clone(&bench.cache.shared) };
-        async move { cache.get(&identity("a"), "r").await.map(|_| ()) }
+        async move { cache.get(&identity("a"), "r", Freshness::Any).await.map(|_| ()) }
     });
     tokio::task::yield_now().await;
     while bench.calls() == 0 {
@@ -142,10 +142,10 @@ async fn keys_are_identity_and_audience_as_sent() {
     // The same object with another client id is another identity; another generation is not.
     let mut changed = Identity::clone(&identity("a"));
     changed.object.generation = 2;
-    bench.cache.get(&Arc::new(changed.clone()), "r").await.unwrap();
+    bench.cache.get(&Arc::new(changed.clone()), "r", Freshness::Any).await.unwrap();
     assert_eq!(bench.calls(), 3);
     changed.client_id = Some("other".into());
-    let token = bench.cache.get(&Arc::new(changed), "r").await.unwrap();
+    let token = bench.cache.get(&Arc::new(changed), "r", Freshness::Any).await.unwrap();
     assert_eq!((bench.calls(), token.client_id()), (4, Some("other")));
 }
 

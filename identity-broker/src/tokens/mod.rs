@@ -10,15 +10,29 @@ use thiserror::Error;
 
 pub(crate) use cache::same;
 pub use cache::{Cache, CacheConfig};
-pub use token::{Issued, Token};
+pub use token::{Issued, Shape, Token};
+
+/// Where a token may come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Freshness {
+    /// From where it is.
+    #[default]
+    Any,
+    /// From upstream, past every cache.
+    Upstream,
+}
 
 /// Gets tokens. Whether the caller may have one has been decided before.
 pub trait Tokens: Send + Sync + 'static {
+    /// A token of `identity` for `resource` that is at hand. Never waits.
+    fn ready(&self, identity: &Arc<Identity>, resource: &str) -> Option<Arc<Token>>;
+
     /// A token of `identity` for `resource` (as the pod sent it).
     fn get(
         &self,
         identity: &Arc<Identity>,
         resource: &str,
+        freshness: Freshness,
     ) -> impl Future<Output = Result<Arc<Token>, TokenError>> + Send;
 }
 
@@ -28,8 +42,12 @@ pub trait Backend: Send + Sync + 'static {
     fn credential_version(&self, identity: &Identity) -> u64;
 
     /// Asks upstream. Bounded in time by the implementation.
-    fn fetch(&self, identity: &Arc<Identity>, resource: &str)
-    -> impl Future<Output = Result<Token, TokenError>> + Send;
+    fn fetch(
+        &self,
+        identity: &Arc<Identity>,
+        resource: &str,
+        freshness: Freshness,
+    ) -> impl Future<Output = Result<Token, TokenError>> + Send;
 }
 
 /// Why there is no token. Never holds a secret.

@@ -26,6 +26,16 @@ pub struct Issued<'a> {
     pub request_id: Option<&'a str>,
 }
 
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// All fields.
+    #[default]
+    Imds,
+    /// App Service: without `expires_in` and `ext_expires_in`.
+    AppService,
+}
+
 /// A token, its answer rendered as far as it does not depend on the time of asking.
 pub struct Token {
     /// `{"access_token":…,…` without the closing brace.
@@ -35,6 +45,7 @@ pub struct Token {
     issued: Timestamp,
     credential: u64,
     id: Box<str>,
+    tenant: Option<Box<str>>,
     request_id: Option<Box<str>>,
 }
 
@@ -44,6 +55,7 @@ pub struct Token {
 struct Claims {
     nbf: Option<i64>,
     uti: Option<String>,
+    tid: Option<String>,
 }
 
 impl Token {
@@ -70,6 +82,7 @@ impl Token {
             issued: answer.now,
             credential: answer.credential,
             id: id.into(),
+            tenant: claims.tid.filter(|tenant| tenant.len() <= 64).map(Into::into),
             request_id: answer.request_id.map(Into::into),
         }
     }
@@ -104,6 +117,11 @@ impl Token {
         &self.id
     }
 
+    /// The tenant it was issued in, when the token says so.
+    pub fn tenant(&self) -> Option<&str> {
+        self.tenant.as_deref()
+    }
+
     /// The upstream's id of the request for it.
     pub fn request_id(&self) -> Option<&str> {
         self.request_id.as_deref()
@@ -111,18 +129,18 @@ impl Token {
 
     /// The endpoint's answer, as if the token ended at `expires_on`. Every field is a string
     /// (imds-and-clients §0, facts 3 and 4). `ext_expires_in` claims no more than `expires_in`.
-    pub fn render(&self, expires_on: Timestamp, now: Timestamp) -> Bytes {
+    pub fn render(&self, expires_on: Timestamp, now: Timestamp, shape: Shape) -> Bytes {
         use std::fmt::Write as _;
         let prefix = self.prefix.expose_secret();
         let left = (expires_on.as_second() - now.as_second()).max(0);
         let mut body = BytesMut::with_capacity(prefix.len() + 96);
         body.put_slice(prefix);
         // Writing to a BytesMut grows it, it cannot fail.
-        let _ = write!(
-            body,
-            ",\"expires_in\":\"{left}\",\"expires_on\":\"{}\",\"ext_expires_in\":\"{left}\"}}",
-            expires_on.as_second()
-        );
+        let _ = write!(body, ",\"expires_on\":\"{}\"", expires_on.as_second());
+        if shape == Shape::Imds {
+            let _ = write!(body, ",\"expires_in\":\"{left}\",\"ext_expires_in\":\"{left}\"");
+        }
+        body.put_u8(b'}');
         body.freeze()
     }
 }
@@ -170,7 +188,7 @@ mod tests {
             request_id: None,
         });
         let later = Timestamp::from_second(1_800_000_100).unwrap();
-        let body: serde_json::Value = serde_json::from_slice(&token.render(end, later)).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&token.render(end, later, Shape::Imds)).unwrap();
         assert_eq!(
             body,
             serde_json::json!({
@@ -179,5 +197,13 @@ mod tests {
             })
         );
         assert!(!format!("{token:?}").contains("not.a-jwt"));
+        let body: serde_json::Value = serde_json::from_slice(&token.render(end, later, Shape::AppService)).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({
+                "access_token": "not.a-jwt", "client_id": "c", "resource": "api://\"quoted\"/", "token_type": "Bearer",
+                "not_before": "1800000000", "expires_on": "1800003600",
+            })
+        );
     }
 }

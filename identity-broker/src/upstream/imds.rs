@@ -1,5 +1,6 @@
 //! Tokens of user-assigned managed identities from the node's own IMDS (imds-and-clients §1.1).
 
+use bytes::Bytes;
 use http::{Request, StatusCode, Uri};
 use identity_core::lookup::Identity;
 use jiff::Timestamp;
@@ -10,7 +11,7 @@ use super::{
     entra::{first_line, retry_after},
     http::Clients,
 };
-use crate::tokens::{Issued, Refusal, RefusalKind, Token, TokenError};
+use crate::tokens::{Freshness, Issued, Refusal, RefusalKind, Token, TokenError};
 
 /// A number that is written as a string by the real service.
 #[derive(Deserialize)]
@@ -53,13 +54,49 @@ pub(crate) async fn token(
     endpoint: &Uri,
     identity: &Identity,
     resource: &str,
+    freshness: Freshness,
     now: Timestamp,
 ) -> Result<Token, Failure> {
-    let request = request(endpoint, identity, resource).map_err(Failure::Permanent)?;
+    let request = request(endpoint, identity, resource, freshness).map_err(Failure::Permanent)?;
     let answer = clients
         .plain(request)
         .await
         .map_err(|error| Failure::Transient { message: format!("the node's IMDS: {error}"), retry_after: None })?;
+    let what = filled(identity.resource_id.as_deref()).or(identity.client_id.as_deref()).unwrap_or_default();
+    let answered = read(&answer, what, now)?;
+    check_client(identity, answered.success.client_id.as_deref()).map_err(Failure::Permanent)?;
+    Ok(answered.token(identity.client_id.as_deref(), resource, now))
+}
+
+/// The answer to a request that a pod has made itself, with whatever identity it named.
+pub(crate) fn exempt(answer: &http::Response<Bytes>, resource: &str, now: Timestamp) -> Result<Token, Failure> {
+    Ok(read(answer, "", now)?.token(None, resource, now))
+}
+
+/// What was answered, and what it means.
+struct Answered {
+    success: Success,
+    expires_on: Timestamp,
+    request_id: Option<String>,
+}
+
+impl Answered {
+    /// `expected`: the client id when the answer has none.
+    fn token(&self, expected: Option<&str>, resource: &str, now: Timestamp) -> Token {
+        Token::issued(&Issued {
+            access_token: &self.success.access_token,
+            resource,
+            client_id: self.success.client_id.as_deref().or(expected),
+            expires_on: self.expires_on,
+            now,
+            credential: 0,
+            request_id: self.request_id.as_deref(),
+        })
+    }
+}
+
+/// `what` names the identity, for whoever has to look after it.
+fn read<B: AsRef<[u8]>>(answer: &http::Response<B>, what: &str, now: Timestamp) -> Result<Answered, Failure> {
     let request_id = answer
         .headers()
         .get("x-ms-request-id")
@@ -67,9 +104,9 @@ pub(crate) async fn token(
         .map(|value| value.chars().take(64).collect::<String>());
     let status = answer.status();
     if status != StatusCode::OK {
-        return Err(refusal(status, &answer, identity));
+        return Err(refusal(status, answer, what));
     }
-    let success: Success = serde_json::from_slice(answer.body()).map_err(|_| Failure::Transient {
+    let success: Success = serde_json::from_slice(answer.body().as_ref()).map_err(|_| Failure::Transient {
         message: "the node's IMDS answered something that is not a token".to_owned(),
         retry_after: None,
     })?;
@@ -81,17 +118,7 @@ pub(crate) async fn token(
             message: "the node's IMDS answered a token without expires_on".to_owned(),
             retry_after: None,
         })?;
-    check_client(identity, success.client_id.as_deref()).map_err(Failure::Permanent)?;
-    let client_id = success.client_id.as_deref().or(identity.client_id.as_deref());
-    Ok(Token::issued(&Issued {
-        access_token: &success.access_token,
-        resource,
-        client_id,
-        expires_on,
-        now,
-        credential: 0,
-        request_id: request_id.as_deref(),
-    }))
+    Ok(Answered { success, expires_on, request_id })
 }
 
 /// The identity must be the one that the object says: a resource id and a client id of two identities, written by
@@ -117,7 +144,12 @@ fn filled(text: Option<&str>) -> Option<&str> {
     text.map(str::trim).filter(|text| !text.is_empty())
 }
 
-fn request(endpoint: &Uri, identity: &Identity, resource: &str) -> Result<Request<Vec<u8>>, TokenError> {
+fn request(
+    endpoint: &Uri,
+    identity: &Identity,
+    resource: &str,
+    freshness: Freshness,
+) -> Result<Request<Vec<u8>>, TokenError> {
     let selector = match (filled(identity.resource_id.as_deref()), filled(identity.client_id.as_deref())) {
         (Some(resource_id), _) => ("msi_res_id", resource_id),
         // Objects of the predecessor's managed mode. Neither would be the node's own identity: never (its bug 3).
@@ -129,11 +161,16 @@ fn request(endpoint: &Uri, identity: &Identity, resource: &str) -> Result<Reques
             ));
         }
     };
-    let query = form_urlencoded::Serializer::new(String::new())
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query
         .append_pair("api-version", "2018-02-01")
         .append_pair("resource", resource)
-        .append_pair(selector.0, selector.1)
-        .finish();
+        .append_pair(selector.0, selector.1);
+    if freshness == Freshness::Upstream {
+        // IMDS has a cache of its own.
+        query.append_pair("bypass_cache", "true");
+    }
+    let query = query.finish();
     let base = endpoint.to_string();
     Request::get(format!("{}/metadata/identity/oauth2/token?{query}", base.trim_end_matches('/')))
         .header("Metadata", "true")
@@ -142,8 +179,8 @@ fn request(endpoint: &Uri, identity: &Identity, resource: &str) -> Result<Reques
         .map_err(|_| TokenError::misconfigured(identity, "the request to the node's IMDS could not be written"))
 }
 
-fn refusal(status: StatusCode, answer: &http::Response<Vec<u8>>, identity: &Identity) -> Failure {
-    let body: Refused = serde_json::from_slice(answer.body()).unwrap_or_default();
+fn refusal<B: AsRef<[u8]>>(status: StatusCode, answer: &http::Response<B>, what: &str) -> Failure {
+    let body: Refused = serde_json::from_slice(answer.body().as_ref()).unwrap_or_default();
     let description = first_line(&body.error_description);
     // 404 "updating" and 410 "back within 70 s" are as temporary as 429 and 5xx.
     let passing = matches!(status.as_u16(), 404 | 408 | 410 | 429) || status.is_server_error();
@@ -154,9 +191,10 @@ fn refusal(status: StatusCode, answer: &http::Response<Vec<u8>>, identity: &Iden
         }
         return Failure::Transient { message, retry_after: retry_after(answer.headers()) };
     }
-    let what = filled(identity.resource_id.as_deref()).or(identity.client_id.as_deref()).unwrap_or_default();
     let description = match description.as_str() {
-        "Identity not found" => format!("Identity not found: {what} is not assigned to this node's virtual machine"),
+        "Identity not found" if !what.is_empty() => {
+            format!("Identity not found: {what} is not assigned to this node's virtual machine")
+        }
         "" => format!("the node's IMDS answered {status}"),
         _ => description,
     };

@@ -5,7 +5,7 @@ mod credential;
 mod credentials;
 mod entra;
 mod http;
-mod imds;
+pub(crate) mod imds;
 mod limit;
 
 use std::{sync::Arc, time::Duration};
@@ -28,7 +28,7 @@ use crate::{
     clock::Clock,
     metrics::Metrics,
     secrets::SecretSource,
-    tokens::{Backend, Token, TokenError},
+    tokens::{Backend, Freshness, Token, TokenError},
 };
 
 /// Where and how to ask.
@@ -114,13 +114,14 @@ impl<C: Clock> Azure<C> {
         &self,
         identity: &Identity,
         resource: &str,
+        freshness: Freshness,
         refused: Option<u64>,
     ) -> Result<Token, (Failure, u64)> {
         if identity.kind == IdentityType::UserAssignedManagedIdentity {
             let endpoint = &self.config.metadata_endpoint;
             let _turn = self.imds.turn().await;
             let begin = Instant::now();
-            let answer = imds::token(&self.clients, endpoint, identity, resource, self.clock.now()).await;
+            let answer = imds::token(&self.clients, endpoint, identity, resource, freshness, self.clock.now()).await;
             self.observe("imds", begin, &answer);
             return answer.map_err(|failure| (failure, 0));
         }
@@ -163,7 +164,7 @@ impl<C: Clock> Azure<C> {
         self.metrics.upstream(upstream, outcome, begin.elapsed());
     }
 
-    async fn attempts(&self, identity: &Identity, resource: &str) -> Result<Token, TokenError> {
+    async fn attempts(&self, identity: &Identity, resource: &str, freshness: Freshness) -> Result<Token, TokenError> {
         let deadline = Instant::now() + self.config.total_timeout;
         let mut refused: Option<(TokenError, u64)> = None;
         let mut attempt = 0_u32;
@@ -171,7 +172,7 @@ impl<C: Clock> Azure<C> {
         loop {
             attempt += 1;
             let version = refused.as_ref().map(|(_, version)| *version);
-            let (failure, used) = match self.attempt(identity, resource, version).await {
+            let (failure, used) = match self.attempt(identity, resource, freshness, version).await {
                 Ok(token) => return Ok(token),
                 Err(failed) => failed,
             };
@@ -215,8 +216,9 @@ impl<C: Clock> Backend for Azure<C> {
         }
     }
 
-    async fn fetch(&self, identity: &Arc<Identity>, resource: &str) -> Result<Token, TokenError> {
-        let outcome = tokio::time::timeout(self.config.total_timeout, self.attempts(identity, resource)).await;
+    async fn fetch(&self, identity: &Arc<Identity>, resource: &str, freshness: Freshness) -> Result<Token, TokenError> {
+        let outcome =
+            tokio::time::timeout(self.config.total_timeout, self.attempts(identity, resource, freshness)).await;
         let outcome = outcome.unwrap_or_else(|_| {
             Err(TokenError::Unavailable {
                 message: format!("no token within {} s", self.config.total_timeout.as_secs()),

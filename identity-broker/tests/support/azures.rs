@@ -8,8 +8,8 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::future::BoxFuture;
 use identity_broker::{
-    AuthorityHosts, Azure, Backend, Metrics, SecretData, SecretSource, SecretSourceError, Token, TokenError,
-    UpstreamConfig,
+    AuthorityHosts, Azure, Backend, Freshness, Metrics, SecretData, SecretSource, SecretSourceError, Shape, Token,
+    TokenError, UpstreamConfig,
 };
 use identity_core::lookup::{Identity, SecretKeyRef};
 use identity_crd::IdentityType;
@@ -148,13 +148,13 @@ pub fn managed() -> Identity {
 }
 
 pub async fn fetch(client: &Client, identity: Identity, resource: &str) -> Result<Token, TokenError> {
-    client.fetch(&Arc::new(identity), resource).await
+    client.fetch(&Arc::new(identity), resource, Freshness::Any).await
 }
 
 /// The token's claims, and what the endpoint would answer.
 pub fn read(token: &Token) -> (Value, Value) {
     let now = wall_clock();
-    let body: Value = serde_json::from_slice(&token.render(token.expires_on(), now)).unwrap();
+    let body: Value = serde_json::from_slice(&token.render(token.expires_on(), now, Shape::Imds)).unwrap();
     let payload = body["access_token"].as_str().unwrap().split('.').nth(1).unwrap();
     (serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap(), body)
 }
