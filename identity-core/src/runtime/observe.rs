@@ -44,7 +44,7 @@ pub trait Observer: Debug + Send + Sync + 'static {
         let _ = kind;
     }
 
-    /// A watch of `kind` (or a directory) failed and will be tried again.
+    /// A watch of `kind` failed and will be tried again.
     fn watch_failed(&self, kind: &'static str) {
         let _ = kind;
     }

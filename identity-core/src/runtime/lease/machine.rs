@@ -92,7 +92,7 @@ pub enum Command {
     Done,
 }
 
-/// See the [module](self).
+/// One process that wants to lead: [`Command`]s out, [`Input`]s in.
 #[derive(Clone, Debug)]
 pub struct Machine {
     terms: Terms,

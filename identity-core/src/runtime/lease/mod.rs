@@ -1,6 +1,6 @@
 //! Who writes. One controller holds the lease; the others keep their indexes warm and write nothing.
 //!
-//! [`machine`] decides, [`Fence`] is what every write passes, the drivers talk to a Kubernetes Lease or a locked file.
+//! [`Machine`] decides, [`Fence`] is what every write passes, the drivers talk to a Kubernetes Lease or a locked file.
 //!
 //! # What the fence can and cannot do
 //! A leader believes in its lease until a deadline on its own clock that began to run *before* it sent the renewal that

@@ -12,7 +12,7 @@ use kube::{
     runtime::watcher::{self, Event, watcher},
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tower::BoxError;
 use tracing::{debug, info, warn};
 
@@ -102,6 +102,42 @@ fn unguard<K: Resource>(guarded: DeserializeGuard<K>) -> Result<K, String> {
         .map_err(|invalid| invalid.error)
 }
 
+/// Failures in a row.
+#[derive(Debug, Default)]
+struct Troubles {
+    failures: u32,
+    last: Option<Instant>,
+    /// A list that works proves little while the watch after it is refused with 410 again and again.
+    in_vain: bool,
+}
+
+impl Troubles {
+    /// One more: how many there were before it.
+    fn another(&mut self) -> u32 {
+        // A watch that goes on without any event says nothing; that there was no failure for so long does.
+        if self.last.is_some_and(|last| last.elapsed() > BACKOFF.longest * 2) {
+            *self = Self::default();
+        }
+        self.last = Some(Instant::now());
+        self.failures += 1;
+        self.failures - 1
+    }
+
+    /// Whether this event ends them.
+    fn is_over_with<K>(&mut self, event: &Event<K>) -> bool {
+        let proven = match event {
+            Event::Apply(_) | Event::Delete(_) => true,
+            Event::InitDone => !self.in_vain,
+            Event::Init | Event::InitApply(_) => false,
+        };
+        let over = proven && self.failures > 0;
+        if over {
+            *self = Self::default();
+        }
+        over
+    }
+}
+
 struct Watch {
     kind: &'static str,
     updates: mpsc::Sender<Update>,
@@ -119,37 +155,22 @@ impl Watch {
     ) where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
-        let mut failures = 0_u32;
-        // A list that works proves little while the watch after it is refused with 410 again and again.
-        let mut in_vain = false;
+        let mut troubles = Troubles::default();
         'restart: loop {
             let mut events = pin!(watcher(api.clone(), config.clone()));
             let mut listing: Option<Vec<T>> = None;
             while let Some(event) = events.next().await {
                 let change = match event {
                     Ok(event) => {
-                        let happened = matches!(event, Event::Apply(_) | Event::Delete(_));
-                        if failures > 0 && (happened || matches!(event, Event::InitDone) && !in_vain) {
+                        if troubles.is_over_with(&event) {
                             info!(kind = self.kind, "watching again");
-                            failures = 0;
-                            in_vain = false;
                         }
                         self.change(event, &mut listing, &convert)
                     }
                     Err(error) => {
-                        self.observer.watch_failed(self.kind);
-                        let text = describe(&error);
-                        // Less and less often, but not never.
-                        if failures == 0 || failures.is_power_of_two() {
-                            warn!(kind = self.kind, error = %text, failures, "watch failed; what was seen last stays in force");
-                        } else {
-                            debug!(kind = self.kind, error = %text, failures, "watch failed again");
-                        }
-                        tokio::time::sleep(BACKOFF.random_delay(failures, None)).await;
-                        failures += 1;
+                        self.fail(&error, &mut troubles).await;
                         if start_was_gone(&error) {
                             // The watcher itself would ask for the same version for ever.
-                            in_vain = true;
                             continue 'restart;
                         }
                         None
@@ -162,6 +183,28 @@ impl Watch {
                 }
             }
         }
+    }
+
+    /// Tells of a failure and waits as long as it takes to be polite.
+    async fn fail(&self, error: &watcher::Error, troubles: &mut Troubles) {
+        let failures = troubles.another();
+        let (kind, text) = (self.kind, describe(error));
+        if is_gone(error) {
+            troubles.in_vain = true;
+            if failures == 0 {
+                // Nothing is wrong: it was away for longer than the server remembers.
+                info!(kind, error = %text, "listing anew");
+                return;
+            }
+        }
+        self.observer.watch_failed(kind);
+        // Less and less often, but not never.
+        if failures == 0 || failures.is_power_of_two() {
+            warn!(kind, error = %text, failures, "watch failed; what was seen last stays in force");
+        } else {
+            debug!(kind, error = %text, failures, "watch failed again");
+        }
+        tokio::time::sleep(BACKOFF.random_delay(failures, None)).await;
     }
 
     fn change<K, T>(
@@ -218,7 +261,12 @@ fn gone<K: Resource>(object: &K) -> Gone {
     }
 }
 
-/// 410 as the answer to the watch request itself. (As an event in the stream the watcher handles it.)
+/// The server does not know any more what has happened since.
+fn is_gone(error: &watcher::Error) -> bool {
+    start_was_gone(error) || matches!(error, watcher::Error::WatchError(status) if status.code == 410)
+}
+
+/// The same as the answer to the watch request itself. (As an event in the stream the watcher handles it.)
 fn start_was_gone(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }

@@ -176,7 +176,7 @@ async fn a_request_that_is_never_answered_is_tried_again() {
                 hit.then(|| Fault::Slow(gate.clone()))
             }
         });
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let mut rig = Rig::start(server.client(), &[Interest::Pods { node: None }]);
         assert_eq!(rig.next().await, "[a]");
         server.put("pods", pod("b"));
@@ -195,8 +195,12 @@ async fn when_the_server_has_forgotten_everything_is_listed_anew() {
     assert_eq!(rig.next().await, "[a]");
     // As an event of the watch.
     server.until("watching", |server| !gets(server, true).is_empty()).await;
+    let began = Instant::now();
     server.end_watches(true);
     assert_eq!(rig.next().await, "[a]");
+    assert_eq!(began.elapsed(), Duration::ZERO, "at once");
+    server.put("pods", pod("b"));
+    assert_eq!(rig.next().await, "b");
     // As the answer to the watch itself.
     server.until("watching", |server| gets(server, true).len() == 2).await;
     server.rule({
@@ -204,11 +208,40 @@ async fn when_the_server_has_forgotten_everything_is_listed_anew() {
         move |call| (call.query.contains("watch=true") && std::mem::take(&mut once)).then_some(Fault::Code(410, None))
     });
     server.end_watches(false);
-    assert_eq!(rig.next().await, "[a]");
-    server.put("pods", pod("b"));
-    assert_eq!(rig.next().await, "b");
+    assert_eq!(rig.next().await, "[a b]");
+    server.put("pods", pod("c"));
+    assert_eq!(rig.next().await, "c");
     assert_eq!((rig.relists(), gets(&server, false).len()), (3, 3));
-    assert_eq!(log.with("what was seen last stays in force").len(), 2);
+    assert_eq!(log.with("WARN"), [""; 0], "nothing is wrong");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_weeks_ago_does_not_delay_the_end_of_the_next() {
+    let log = Log::new();
+    let server = Server::new();
+    let mut rig = Rig::start(server.client(), &[Interest::Bindings]);
+    assert_eq!(rig.next().await, "[]");
+    for outage in 1..4 {
+        // Nothing changes, so the watch never says that it works again.
+        rig.nothing_for(Duration::from_hours(1)).await;
+        server.rule(|_| Some(Fault::Broken));
+        server.end_watches(false);
+        rig.nothing_for(Duration::from_mins(5)).await;
+        server.well_again();
+        rig.nothing_for(Duration::from_hours(1)).await;
+        // One lost connection and one failed attempt.
+        server.rule({
+            let mut once = true;
+            move |_| std::mem::take(&mut once).then_some(Fault::Broken)
+        });
+        let began = Instant::now();
+        server.end_watches(false);
+        let watches = gets(&server, true).len();
+        server.until("watching", |server| gets(server, true).len() == watches + 2).await;
+        assert!(began.elapsed() <= Duration::from_millis(400), "{:?}", began.elapsed());
+        assert!(log.with("failures=0").len() >= 2 * outage, "{:?}", log.with("WARN"));
+    }
+    assert_eq!(rig.relists(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,7 +249,7 @@ async fn a_server_that_refuses_every_watch_is_not_stormed_with_lists() {
     let server = Server::new();
     server.rule(|call| call.query.contains("watch=true").then_some(Fault::Code(410, None)));
     let mut rig = Rig::start(server.client(), &[Interest::Bindings]);
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     while began.elapsed() < Duration::from_mins(5) {
         assert_eq!(rig.next().await, "[]");
     }
