@@ -110,6 +110,11 @@ public final class Client {
     }
 
     private static ObjectNode failure(Throwable error) {
-        return JSON.createObjectNode().put("error", error.getClass().getSimpleName() + ": " + error.getMessage());
+        StringBuilder text = new StringBuilder(error.getClass().getSimpleName() + ": " + error.getMessage());
+        // An application logs the causes, too.
+        for (Throwable cause = error.getCause(); cause != null; cause = cause.getCause()) {
+            text.append("; caused by ").append(cause.getClass().getSimpleName()).append(": ").append(cause.getMessage());
+        }
+        return JSON.createObjectNode().put("error", text.toString());
     }
 }

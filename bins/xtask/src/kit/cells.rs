@@ -48,8 +48,8 @@ pub enum Cell {
 pub enum Right {
     /// A token of the application with this client id.
     Token(&'static str),
-    /// No token, at once, with a text.
-    Refusal,
+    /// No token, at once, and the application reads these words of the endpoint.
+    Refusal(&'static str),
 }
 
 impl Cell {
@@ -101,7 +101,7 @@ impl Cell {
             Self::ResourceId => "the same by Azure resource id",
             Self::ObjectId => "the same by object id",
             Self::WrongId => {
-                "the request names a client id that the pod has not: refused (400) within 2 s, never asked again"
+                "the request names a client id that the pod has not: refused (400) within 2 s, and not asked again"
             }
             Self::Several => "two identities of equal weight and none named: refused (400), as by the real endpoint",
             Self::NoIdentity => "no binding selects the pod: refused (400)",
@@ -125,7 +125,10 @@ impl Cell {
     pub const fn right(self) -> Right {
         match self {
             Self::ClientId | Self::ResourceId | Self::ObjectId => Right::Token(scene::SECOND.client_id),
-            Self::WrongId | Self::Several | Self::NoIdentity | Self::Closed => Right::Refusal,
+            Self::WrongId | Self::NoIdentity => Right::Refusal("Identity not found"),
+            Self::Several => Right::Refusal("Multiple user assigned identities exist"),
+            // The binding that is in the way.
+            Self::Closed => Right::Refusal("kit/second"),
             Self::NoId
             | Self::Assigned
             | Self::Vault
@@ -140,11 +143,11 @@ impl Cell {
     pub fn resource(self, client: Client) -> String {
         let word = match self {
             Self::Vault => return "https://vault.azure.net".to_owned(),
-            Self::NoId => return "https://management.azure.com".to_owned(),
             Self::ClientId => return scene::BY_CLIENT_ID.to_owned(),
             Self::ResourceId => return scene::BY_RESOURCE_ID.to_owned(),
             Self::ObjectId => return scene::BY_OBJECT_ID.to_owned(),
             Self::Closed => return "https://graph.microsoft.com".to_owned(),
+            Self::NoId => "no-id",
             Self::WrongId => "wrong-id",
             Self::Several => "several",
             Self::NoIdentity => "no-identity",
@@ -199,7 +202,7 @@ pub struct Result {
 /// Judges an answer.
 pub fn judge(client: Client, cell: Cell, answer: &SdkAnswer, requests: u64) -> Result {
     let took = Duration::from_millis(answer.ms);
-    let outcome = right(cell, &cell.resource(client), answer, took, requests);
+    let outcome = right(client, cell, answer, requests);
     let verdict = match (limits::of(client, cell), outcome) {
         (None, Ok(())) => Verdict::Pass,
         (None, Err(why)) => Verdict::Fail(why),
@@ -217,18 +220,13 @@ pub fn judge(client: Client, cell: Cell, answer: &SdkAnswer, requests: u64) -> R
     Result { verdict, took, requests }
 }
 
-fn right(
-    cell: Cell,
-    resource: &str,
-    answer: &SdkAnswer,
-    took: Duration,
-    requests: u64,
-) -> std::result::Result<(), String> {
+fn right(client: Client, cell: Cell, answer: &SdkAnswer, requests: u64) -> std::result::Result<(), String> {
     if let Some(why) = &answer.unsupported {
         return Err(why.clone());
     }
     match cell.right() {
         Right::Token(application) => {
+            let resource = cell.resource(client);
             let claims = answer.claims().map_err(|error| format!("{error:#}"))?;
             if claims.aud.trim_end_matches('/') != resource {
                 return Err(format!("the audience is {}, not {resource}", claims.aud));
@@ -240,15 +238,23 @@ fn right(
             if (expires_on - claims.exp).abs() > 5 {
                 return Err(format!("the client says that the token ends at {expires_on}, it ends at {}", claims.exp));
             }
+            if cell == Cell::ThrottledOnce && requests != 1 {
+                return Err(format!("asked {requests} times: the client noticed what the product is to bridge"));
+            }
             Ok(())
         }
-        Right::Refusal => {
+        Right::Refusal(words) => {
             if answer.token.is_some() {
                 return Err("a token where none is due".to_owned());
             }
-            if answer.error.as_deref().unwrap_or_default().is_empty() {
+            let Some(error) = answer.error.as_deref().filter(|error| !error.is_empty()) else {
                 return Err("neither a token nor an error".to_owned());
+            };
+            let words = limits::own_words(client, cell).unwrap_or(words);
+            if !error.contains(words) {
+                return Err(format!("the error does not say \"{words}\": {error}"));
             }
+            let took = Duration::from_millis(answer.ms);
             if took >= REFUSAL {
                 return Err(format!("refused after {} ms; the bound is {} ms", took.as_millis(), REFUSAL.as_millis()));
             }
@@ -300,7 +306,23 @@ mod tests {
         fails(&judge(&error("Identity not found", 2000), 1), "the bound is 2000 ms");
         fails(&judge(&error("Identity not found", 5), 3), "retried");
         fails(&judge(&error("", 5), 1), "neither");
+        fails(&judge(&error("failed", 5), 1), "does not say");
         fails(&judge(&token("a", "b"), 1), "none is due");
+    }
+
+    #[test]
+    fn what_upstream_does_once_is_not_the_clients_business() {
+        let (client, cell) = (Client::GoIdentity, Cell::ThrottledOnce);
+        let answer = token(&cell.resource(client), scene::FIRST.client_id);
+        assert_eq!(judge(client, cell, &answer, 1).verdict, Verdict::Pass);
+        fails(&judge(client, cell, &answer, 2), "noticed");
+    }
+
+    #[test]
+    fn a_client_with_words_of_its_own_must_use_them() {
+        let judge = |text: &str| judge(Client::RustIdentity, Cell::WrongId, &error(text, 5), 1);
+        assert_eq!(judge("The requested identity has not been assigned to this resource").verdict, Verdict::Pass);
+        fails(&judge("Identity not found"), "does not say");
     }
 
     #[test]

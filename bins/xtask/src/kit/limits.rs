@@ -67,6 +67,18 @@ pub const LIMITS: &[Limit] = &[
     ),
 ];
 
+/// Where a client says something of its own in place of the endpoint's words.
+const OWN_WORDS: &[(Client, &[Cell], &str)] = &[(
+    Client::RustIdentity,
+    &[Cell::NoIdentity, Cell::Several, Cell::WrongId],
+    "The requested identity has not been assigned to this resource",
+)];
+
+/// What a client says in place of the endpoint's words, if it does.
+pub fn own_words(client: Client, cell: Cell) -> Option<&'static str> {
+    OWN_WORDS.iter().find(|(known, cells, _)| *known == client && cells.contains(&cell)).map(|(_, _, words)| *words)
+}
+
 /// The limit that explains a cell, with its place in [`LIMITS`].
 pub fn of(client: Client, cell: Cell) -> Option<(usize, &'static Limit)> {
     LIMITS.iter().enumerate().find(|(_, limit)| limit.client == client && limit.cell == cell)

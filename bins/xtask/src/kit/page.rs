@@ -132,12 +132,13 @@ const HEAD: &str = "# Compatibility\n\n\
 Microsoft's own clients, unmodified, each in a pod of its own against the product, through real netfilter. A cell says\n\
 whether the client got what it should, how long that took from the application's question to its answer, and how many HTTP\n\
 requests left the pod for it. The client's process is loaded and has asked once before. A refusal passes only if it comes\n\
-within 2 s and is not retried.\n";
+within 2 s, is not retried, and the application reads the endpoint's own words in the client's error.\n";
 
 const HINTS: &str = "## Hints\n\n\
 - Python's asynchronous `ManagedIdentityCredential` sends the names in `identity_config` as they are: a resource id is\n  \
 `identity_config={\"msi_res_id\": …}` there, and `identity_config={\"resource_id\": …}` in the synchronous one, which ignores any other name.\n\
 - Both JavaScript clients keep a resource's token for all credentials of the process until it expires, whatever changes meanwhile.\n\
+- Rust's client says \"The requested identity has not been assigned to this resource\" in place of the words of any 400.\n\
 - `DefaultAzureCredential` sends a probe first, which is the second request of its column.\n";
 
 fn reasons() -> Vec<&'static str> {
