@@ -11,6 +11,8 @@ use identity_broker::{AuthorityHosts, DEFAULT_HOSTS, OnAuditFailure};
 use identity_netfilter::Backend;
 use identity_process::{LogArgs, SourceArgs};
 
+use crate::metadata::MetadataArgs;
+
 /// Answers the managed-identity endpoint for the pods of one node.
 ///
 /// Redirects what pods send to http://169.254.169.254 to itself, finds the pod by its address, and answers with a token of
@@ -30,6 +32,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) tokens: TokenArgs,
+
+    #[command(flatten)]
+    pub(crate) metadata: MetadataArgs,
 
     /// Address of /healthz and /readyz
     #[arg(
@@ -223,6 +228,7 @@ mod tests {
             &["--metadata-endpoint", "http://169.254.169.254/metadata"],
             &["--node-address", "::1"],
             &["--netfilter", "ebtables"],
+            &["--metadata-policy", "/nonexistent/policy.yaml"],
             &["--manifests", "m"],
         ] {
             let error = Args::try_parse_from(NODE.iter().chain(flags)).unwrap_err();

@@ -2,6 +2,7 @@
 //! in [`identity_netfilter`], [`identity_core::runtime::node`] and [`identity_broker`].
 
 mod args;
+mod metadata;
 mod netfilter;
 mod secrets;
 mod tls;
@@ -16,7 +17,9 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use identity_broker::{
-    Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, LogAudit, Metrics, ServerConfig, UpstreamConfig, serve,
+    Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, LogAudit, Metrics, ServerConfig, UpstreamConfig,
+    metadata::{Passthrough, PassthroughConfig},
+    serve,
 };
 use identity_core::{
     lookup::{Options, Published},
@@ -80,7 +83,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
         on_audit_failure: args.tokens.audit_on_failure.into(),
         ..BrokerConfig::default()
     };
-    let broker = Broker::new(published.clone(), tokens, LogAudit, now, config, metrics);
+    let rest = PassthroughConfig {
+        endpoint: args.tokens.metadata_endpoint.clone(),
+        policy: args.metadata.metadata_policy.clone().unwrap_or_default(),
+        ..PassthroughConfig::default()
+    };
+    let rest = Arc::new(Passthrough::new(rest, now, metrics.clone()));
+    let broker = Broker::with_metadata(published.clone(), tokens, LogAudit, now, config, metrics, rest);
 
     // First somebody who answers, then the rules that lead there.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--node-address {listen}"))?;

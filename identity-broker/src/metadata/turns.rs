@@ -221,7 +221,7 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
-    fn uid(name: impl ToString) -> Arc<str> {
+    fn uid(name: impl ToString + Copy) -> Arc<str> {
         name.to_string().into()
     }
 
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn one_that_hammers_starves_nobody() {
         let (mut state, begin) = (State::new(Shares::GENERAL), Instant::now());
-        let hammers: Vec<Arc<str>> = (0..20).map(|n| uid(format!("hammer-{n}"))).collect();
+        let hammers: Vec<Arc<str>> = (0..20).map(|n| uid(format!("hammer-{n}").as_str())).collect();
         let (polite, mut served) = (uid("polite"), 0);
         for millisecond in 0..60_000_u64 {
             let now = begin + MS(millisecond);
