@@ -6,97 +6,19 @@ mod support;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use identity_broker::{
-    Backend, BrokerConfig, Cache, CacheConfig, Freshness, LimitsConfig, Metrics, OnAuditFailure, Reason, ServerConfig,
-    Token, TokenError, Turned,
-    tokens::{Issued, Refusal, RefusalKind},
+    BrokerConfig, LimitsConfig, OnAuditFailure, Reason, ServerConfig, TokenError, Turned,
+    tokens::{Refusal, RefusalKind},
 };
-use identity_core::lookup::{Allow, Caller, Decision, Deny, Identity, Request, Source, Wait};
-use identity_crd::IdentityType;
-use jiff::{SignedDuration, Timestamp};
-use support::*;
-use tokio::sync::Semaphore;
-
-const KIND: IdentityType = IdentityType::ServicePrincipal;
-
-/// An upstream that answers when let.
-struct Upstream {
-    gate: Semaphore,
-    calls: AtomicUsize,
-    fail: Mutex<Option<TokenError>>,
-    clock: fn() -> Timestamp,
-}
-
-#[derive(Clone)]
-struct Shared(Arc<Upstream>);
-
-impl Backend for Shared {
-    fn credential_version(&self, _: &Identity) -> u64 {
-        0
-    }
-
-    async fn fetch(&self, identity: &Arc<Identity>, resource: &str, _: Freshness) -> Result<Token, TokenError> {
-        self.0.calls.fetch_add(1, Ordering::SeqCst);
-        let permit = self.0.gate.acquire().await.unwrap();
-        permit.forget();
-        if let Some(error) = self.0.fail.lock().unwrap().clone() {
-            return Err(error);
-        }
-        let now = (self.0.clock)();
-        Ok(Token::issued(&Issued {
-            access_token: "very-secret-token",
-            resource,
-            client_id: identity.client_id.as_deref(),
-            expires_on: now + SignedDuration::from_secs(3600),
-            now,
-            credential: 0,
-            request_id: Some("upstream-request"),
-        }))
-    }
-}
-
-fn now() -> Timestamp {
-    Timestamp::from_second(1_800_000_000).unwrap()
-}
-
-struct Bench {
-    server: Server,
-    upstream: Arc<Upstream>,
-}
-
-async fn bench_with(rules: Arc<Rules>, config: BrokerConfig, server: ServerConfig) -> Bench {
-    let upstream =
-        Arc::new(Upstream { gate: Semaphore::new(0), calls: AtomicUsize::new(0), fail: Mutex::default(), clock: now });
-    let metrics = Arc::new(Metrics::default());
-    let tokens = Cache::new(Shared(Arc::clone(&upstream)), now, CacheConfig::default(), Arc::clone(&metrics));
-    let server = start(rules, tokens, metrics, now, config, server).await;
-    Bench { server, upstream }
-}
-
-async fn bench(rules: Arc<Rules>) -> Bench {
-    let bench = bench_with(rules, BrokerConfig::default(), ServerConfig::default()).await;
-    bench.upstream.gate.add_permits(1000);
-    bench
-}
-
-async fn open_bench() -> Bench {
-    bench(Rules::new(allow("p", identity("i", KIND)))).await
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waited = async {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waited).await.unwrap_or_else(|_| panic!("{what}"));
-}
+use identity_core::lookup::{Allow, Caller, Decision, Deny, Request, Source, Wait};
+use jiff::Timestamp;
+use support::{bench::*, *};
 
 #[tokio::test]
 async fn a_token() {

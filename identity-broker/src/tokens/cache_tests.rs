@@ -242,3 +242,47 @@ async fn size_is_bounded_and_those_without_a_token_go_first() {
     }
     assert_eq!(bench.cache.len(), 5);
 }
+
+#[tokio::test]
+async fn past_every_cache() {
+    let bench = bench(CacheConfig::default());
+    bench.let_through(10);
+    bench.get("a", "r").await.unwrap();
+    let fresh = bench.cache.get(&identity("a"), "r", Freshness::Upstream).await.unwrap();
+    assert_eq!(bench.calls(), 2);
+    // It is the one at hand from now on.
+    let ready = bench.cache.ready(&identity("a"), "r").unwrap();
+    assert!(Arc::ptr_eq(&ready, &fresh));
+    // Failing takes nothing away, but is said.
+    *bench.fake.fail.lock().unwrap() = Some(down());
+    assert!(bench.cache.get(&identity("a"), "r", Freshness::Upstream).await.is_err());
+    assert!(bench.get("a", "r").await.is_ok());
+}
+
+#[tokio::test]
+async fn past_every_cache_does_not_join_what_may_come_from_one() {
+    let bench = bench(CacheConfig::default());
+    let cached = bench.get("a", "r");
+    let subject = identity("a");
+    let fresh = || bench.cache.get(&subject, "r", Freshness::Upstream);
+    let all = futures::future::join3(cached, fresh(), fresh());
+    bench.let_through(10);
+    let (cached, one, other) = all.await;
+    // One for whoever takes any, then one for both who do not.
+    assert_eq!(bench.calls(), 2);
+    assert!(!Arc::ptr_eq(&cached.unwrap(), one.as_ref().unwrap()));
+    assert!(Arc::ptr_eq(&one.unwrap(), &other.unwrap()));
+}
+
+#[tokio::test]
+async fn what_is_ready_is_not_waited_for() {
+    let bench = bench(CacheConfig::default());
+    assert!(bench.cache.ready(&identity("a"), "r").is_none());
+    assert_eq!((bench.calls(), bench.cache.len()), (0, 0));
+    bench.let_through(2);
+    bench.get("a", "r").await.unwrap();
+    assert!(bench.cache.ready(&identity("a"), "r").is_some());
+    // In the last minute somebody has to wait.
+    bench.advance(3600 - 30);
+    assert!(bench.cache.ready(&identity("a"), "r").is_none());
+}

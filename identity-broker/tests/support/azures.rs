@@ -67,6 +67,11 @@ impl Drop for Azures {
 }
 
 pub async fn azures() -> Azures {
+    azures_with(&json!([{"resourceId": RESOURCE_ID, "clientId": MANAGED, "tenantId": TENANT}])).await
+}
+
+/// With other managed identities on the virtual machine.
+pub async fn azures_with(managed: &Value) -> Azures {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let authority = ca::Authority::generate().unwrap();
     let server = authority.issue(&["localhost"]).unwrap();
@@ -79,7 +84,7 @@ pub async fn azures() -> Azures {
                 {"clientId": WITH_SECRET, "secrets": [{"value": SECRET}]},
                 {"clientId": WITH_CERTIFICATE, "certificates": [certificate.certificate_pem]},
             ]}],
-            "managedIdentities": [{"resourceId": RESOURCE_ID, "clientId": MANAGED, "tenantId": TENANT}],
+            "managedIdentities": managed,
             "unknownResources": ["https://nowhere.example"],
         },
     }))

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::unused_self, reason = "helpers of tests: a failure is the test's")]
 
 pub mod azures;
+pub mod bench;
 
 use std::{
     collections::HashMap,
@@ -216,13 +217,20 @@ impl Client {
         Self { stream: TcpStream::connect(address).await.unwrap(), buffer: Vec::new() }
     }
 
+    /// From another address of loopback: another pod.
+    pub async fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((IpAddr::from(from), 0).into()).unwrap();
+        Self { stream: socket.connect(address).await.unwrap(), buffer: Vec::new() }
+    }
+
     pub async fn send(&mut self, bytes: &str) {
         self.stream.write_all(bytes.as_bytes()).await.unwrap();
     }
 
     /// Sends what the other side is willing to read.
-    pub async fn send_anyway(&mut self, bytes: &str) {
-        let _ = self.stream.write_all(bytes.as_bytes()).await;
+    pub async fn send_anyway(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref()).await;
     }
 
     /// The next answer, `None` when the connection ends without one.
@@ -230,7 +238,17 @@ impl Client {
         tokio::time::timeout(LIMIT, self.read_unbounded()).await.expect("an answer in time")
     }
 
+    /// The next answer; without a body if it is to a HEAD.
+    pub async fn read_head(&mut self, without_body: bool) -> Answer {
+        let answer = tokio::time::timeout(LIMIT, self.read_some(without_body)).await.expect("an answer in time");
+        answer.expect("an answer")
+    }
+
     async fn read_unbounded(&mut self) -> Option<Answer> {
+        self.read_some(false).await
+    }
+
+    async fn read_some(&mut self, without_body: bool) -> Option<Answer> {
         loop {
             if let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 let head = String::from_utf8(self.buffer[..end].to_vec()).unwrap();
@@ -240,7 +258,8 @@ impl Client {
                     .map(|line| line.split_once(':').unwrap())
                     .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
                     .collect();
-                let length: usize = headers.get("content-length").map_or(0, |value| value.parse().unwrap());
+                let length = headers.get("content-length").map_or(0, |value| value.parse::<usize>().unwrap());
+                let length = if without_body { 0 } else { length };
                 if self.buffer.len() >= end + 4 + length {
                     let body = String::from_utf8(self.buffer[end + 4..end + 4 + length].to_vec()).unwrap();
                     self.buffer.drain(..end + 4 + length);
