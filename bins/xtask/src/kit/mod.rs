@@ -21,7 +21,9 @@ use self::{cells::Cell, clients::Client};
 use crate::{
     application::{Application, Id, Kind, Question, SdkAnswer},
     clock::{self, Stopwatch},
+    files,
     lab::{Answer, Lab},
+    run::Cmd,
     setup::sdk,
 };
 
@@ -94,21 +96,26 @@ fn cells_of(lab: &Lab, kit: &sdk::Kit) -> anyhow::Result<Vec<Row>> {
     // Nothing is bound yet.
     each(all, |one| one.ask(Cell::NoIdentity))?;
 
-    // A binding to an identity that is still to come: requests are held.
-    lab.write("bindings.yaml", &scene::binding(scene::FIRST, &[]))?;
+    // Bound but not assigned yet, since the controller stands still: requests are held.
+    let controller = Standing::still(lab, "identity-controller")?;
+    lab.write("first.yaml", &scene::identity(scene::FIRST))?;
+    lab.write("first-binding.yaml", &scene::binding(scene::FIRST, &[]))?;
     let pod = scene::pod(Client::Curl);
     clock::wait_for(CHANGE, || Ok((probe(lab, &pod)?.status == 503).then_some(())))?
         .context("the binding did not reach the node")?;
-    held(all, Cell::Assigned, 1, Duration::ZERO, || lab.write("first.yaml", &scene::identity(scene::FIRST)))?;
+    held(all, Cell::Assigned, 1, Duration::ZERO, || {
+        drop(controller);
+        Ok(())
+    })?;
 
     each(all, |one| [Cell::NoId, Cell::Vault, Cell::Default].into_iter().try_for_each(|cell| one.ask(cell)))?;
 
+    fault(lab, "imds-hang", "on")?;
+    held(all, Cell::Slow, 1, SLOW, || fault(lab, "imds-hang", "off"))?;
     fault(lab, "imds-429-once", "on")?;
     // Not all at once: that would be more than the endpoint takes in a second without any fault.
     each(all, |one| one.ask(Cell::ThrottledOnce))?;
     fault(lab, "imds-429-once", "off")?;
-    fault(lab, "imds-hang", "on")?;
-    held(all, Cell::Slow, 1, SLOW, || fault(lab, "imds-hang", "off"))?;
     fault(lab, "imds-429", "on")?;
     // Until each client has been told once: it has asked again, or has given up.
     held(all, Cell::Throttled, 2, Duration::ZERO, || fault(lab, "imds-429", "off"))?;
@@ -216,6 +223,28 @@ fn held(
         one.note(cell, &answer, before)?;
     }
     Ok(())
+}
+
+/// A process of the lab that stands still until this is dropped.
+struct Standing(String);
+
+impl Standing {
+    fn still(lab: &Lab, name: &str) -> anyhow::Result<Self> {
+        let record: serde_json::Value =
+            serde_json::from_str(&files::read(&lab.run_dir().join("lab.json"))?).context("lab.json is no JSON")?;
+        let processes = record["processes"].as_array().into_iter().flatten();
+        let process = processes.into_iter().find(|process| process["name"] == name);
+        let id =
+            process.and_then(|process| process["pid"].as_u64()).with_context(|| format!("no {name} in lab.json"))?;
+        Cmd::new("kill").args(["-STOP", &id.to_string()]).run_quietly()?;
+        Ok(Self(id.to_string()))
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        let _ = Cmd::new("kill").args(["-CONT", &self.0]).run_quietly();
+    }
 }
 
 fn probe(lab: &Lab, pod: &str) -> anyhow::Result<Answer> {
