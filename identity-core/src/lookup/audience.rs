@@ -16,6 +16,9 @@ pub(super) fn allows<R: Recorder>(list: &[Box<str>], resource: &str, whose: &str
 /// (RFC 3986 §6.2.2.1), everything else exactly.
 fn same(a: &str, b: &str) -> bool {
     let (a, b) = (a.strip_suffix('/').unwrap_or(a), b.strip_suffix('/').unwrap_or(b));
+    if a.len() != b.len() {
+        return false;
+    }
     if a == b {
         return true;
     }
