@@ -74,6 +74,7 @@ async fn the_controller() {
     part("one write in a pod's life", one_write_in_a_pods_life(&cluster)).await;
     part("changes", changes(&cluster)).await;
     part("garbage collection", garbage_collection(&cluster)).await;
+    part("endings", endings(&cluster)).await;
     part("bad objects", bad_objects(&cluster, &first)).await;
     let second = restart(&cluster, first, Signal::SIGTERM, async || start("second").await);
     let second = part("restart after SIGTERM", second).await;
@@ -83,10 +84,11 @@ async fn the_controller() {
     assert_eq!(self::foreign(&cluster).await, foreign, "objects of others were touched");
     let writes = cluster.writes(0).await;
     assert!(writes.iter().all(|event| !["foreign", "charted"].contains(&event.name.as_str())), "{writes:?}");
-    let refused: Vec<_> =
+    let not_allowed: Vec<_> =
         writes.iter().filter(|event| event.code >= 400 && ![404, 409].contains(&event.code)).collect();
-    assert!(refused.is_empty(), "RBAC, the schema or the policy refuses what the controller does: {refused:?}");
-    third.stop().await;
+    assert!(not_allowed.is_empty(), "RBAC, the schema or the policy refuses what the controller does: {not_allowed:?}");
+    let last = part("refused", refused(&cluster, third, async || start("last").await)).await;
+    last.stop().await;
     cluster.plane.stop().await;
 }
 
@@ -264,6 +266,58 @@ async fn garbage_collection(cluster: &Cluster) {
     assert_eq!(deletions[0].code, 200);
 }
 
+/// Pods end in other ways: they finish; another takes the name; the whole namespace goes.
+async fn endings(cluster: &Cluster) {
+    let ns = "endings";
+    cluster.namespace(ns).await;
+    cluster.identity(ns, "i", &principal(1)).await;
+    cluster.binding(ns, "b", "i", "s").await;
+    for pod in ["job", "set-0", "last"] {
+        cluster.pod(ns, pod, "s", Some("node-1")).await;
+        cluster.assigned(ns, pod).await;
+    }
+    cluster.settle().await;
+
+    let mark = cluster.mark().await;
+    let finished = json!({"status": {"phase": "Succeeded"}});
+    cluster.patch(&format!("{}/status", path("pods", ns, "job")), &finished).await;
+    cluster.unassigned(ns, "job").await;
+    cluster.settle().await;
+    assert_eq!(cluster.assignment_writes(mark, ns).await, ["delete 200"], "a finished pod has no use for a token");
+
+    let mark = cluster.mark().await;
+    let old = cluster.assigned(ns, "set-0").await;
+    cluster.delete(&path("pods", ns, "set-0")).await;
+    let pod = cluster.pod(ns, "set-0", "s", Some("node-2")).await;
+    let new = until("the new pod's assignment alone", async || {
+        let mut all = cluster.assignments(ns).await;
+        all.retain(|object| object["spec"]["pod"] == "set-0");
+        (all.len() == 1 && all[0]["spec"]["podUID"] == pod["metadata"]["uid"]).then(|| all.remove(0))
+    })
+    .await;
+    assert_ne!(new["metadata"]["name"], old["metadata"]["name"]);
+    cluster.settle().await;
+    assert_eq!(cluster.assignment_writes(mark, ns).await, ["patch 201"], "the old one is the collector's");
+
+    // Pods first, then the rest: nothing is written into a namespace that is going, which would be refused.
+    let mark = cluster.mark().await;
+    let namespace = format!("/api/v1/namespaces/{ns}");
+    cluster.send(http::Method::DELETE, &namespace, None).await.unwrap();
+    eventually("the pods to be told", async || {
+        let pod = cluster.get(&path("pods", ns, "last")).await.unwrap();
+        pod["metadata"].get("deletionTimestamp").is_some()
+    })
+    .await;
+    cluster.settle().await;
+    assert!(cluster.assignment(ns, "last").await.is_some(), "a pod that terminates may still need a token");
+    for pod in ["set-0", "last"] {
+        cluster.delete(&path("pods", ns, pod)).await;
+    }
+    eventually("the namespace to go", async || cluster.get(&namespace).await.is_err()).await;
+    cluster.settle().await;
+    assert_eq!(cluster.assignment_writes(mark, ns).await, [""; 0]);
+}
+
 /// A person is told what is wrong, once, and one wrong object stops nobody.
 async fn bad_objects(cluster: &Cluster, controller: &Controller) {
     let ns = "bad";
@@ -301,6 +355,9 @@ async fn bad_objects(cluster: &Cluster, controller: &Controller) {
         assert!(described.contains(word), "{word}:\n{described}");
     }
     assert!(cluster.assignment(ns, "p").await.is_none());
+    // The status changes, the complaint does not.
+    eventually("its pod to be counted", async || cluster.get(&binding).await.unwrap()["status"]["matchedPods"] == 1)
+        .await;
 
     cluster.identity(ns, "later", &managed("later")).await;
     let assigned = cluster.assigned(ns, "p").await;
@@ -335,14 +392,7 @@ async fn restart(
     cluster.identity(ns, "i", &principal(1)).await;
     cluster.binding(ns, "dangling", "nobody", "t").await;
     cluster.binding(ns, "b", "i", "s").await;
-    let binding = path("azureidentitybindings", ns, "b");
-    let counted = async |pods: u32| {
-        eventually(&format!("{pods} matched pods"), async || {
-            cluster.get(&binding).await.unwrap()["status"]["matchedPods"] == pods
-        })
-        .await;
-    };
-    counted(20).await;
+    cluster.counted(ns, "b", 20).await;
     eventually("20 assignments", async || cluster.assignments(ns).await.len() == 20).await;
     cluster.settle().await;
     assert_eq!(cluster.assignment_writes(began.1, ns).await, vec!["patch 201"; 20]);
@@ -364,12 +414,60 @@ async fn restart(
     eventually("the new one to lead", async || controller.leads().await).await;
     cluster.pod(ns, "marker", "s", Some("node-1")).await;
     cluster.assigned(ns, "marker").await;
-    counted(21).await;
+    cluster.counted(ns, "b", 21).await;
     cluster.settle().await;
     let writes = cluster.writes(mark).await;
     let mut writes: Vec<_> =
         writes.iter().map(|e| format!("{} {}/{} {}", e.verb, e.resource, e.subresource, e.code)).collect();
     writes.sort();
     assert_eq!(writes, ["patch azureassignedidentities/ 201", "patch azureidentitybindings/status 200"]);
+    controller
+}
+
+/// What is refused is tried once, said once, and does not stop the rest; later it is made good.
+async fn refused(cluster: &Cluster, controller: Controller, again: impl AsyncFn() -> Controller) -> Controller {
+    let ns = "refused";
+    let policy = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/azureassignedidentities.aadpodidentity.k8s.io";
+    let before = cluster.get(policy).await.unwrap();
+    let writers = |user: &str| {
+        let mut variables = before["spec"]["variables"].clone();
+        variables[0] = json!({"name": "writers", "expression": format!("['{user}']")});
+        json!({"spec": {"variables": variables}})
+    };
+    cluster.namespace(ns).await;
+    cluster.identity(ns, "i", &principal(1)).await;
+    let forged = json!({"apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureAssignedIdentity",
+        "metadata": {"name": "forged", "namespace": ns}, "spec": {}});
+    let dry = format!("{}?dryRun=All", path("azureassignedidentities", ns, ""));
+    let in_force = async |user: &str, refuses: bool| {
+        cluster.patch(policy, &writers(user)).await;
+        eventually("the policy to be in force", async || {
+            let answer = cluster.post(&dry, &forged).await;
+            answer.is_err_and(|refusal| refusal.message.contains("this is")) == refuses
+        })
+        .await;
+    };
+
+    in_force("system:admin", false).await;
+    let mark = cluster.mark().await;
+    for number in 0..5 {
+        cluster.pod(ns, &format!("p-{number}"), "s", Some("node-1")).await;
+    }
+    cluster.binding(ns, "b", "i", "s").await;
+    cluster.counted(ns, "b", 5).await;
+    let tried = until("five attempts", async || {
+        let writes = cluster.assignment_writes(mark, ns).await;
+        (writes.len() >= 5).then_some(writes)
+    });
+    assert_eq!(tried.await, ["patch 403"; 5]);
+    let said = controller.lines(&["write refused", "AzureAssignedIdentity refused/"]);
+    assert_eq!(said.len(), 5);
+    assert!(said[0].to_string().contains("may write an AzureAssignedIdentity, and this is"), "{}", said[0]);
+    controller.stop().await;
+    assert_eq!(cluster.assignment_writes(mark, ns).await, ["patch 403"; 5], "no storm");
+
+    in_force(CONTROLLER, true).await;
+    let controller = again().await;
+    eventually("5 assignments", async || cluster.assignments(ns).await.len() == 5).await;
     controller
 }

@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -26,7 +26,7 @@ async fn outages() {
     let kubeconfig = cluster.plane.kubeconfig_for(CONTROLLER, &[]).unwrap();
     let mut controller = Controller::start(cluster.work.path(), &kubeconfig, "c", "3s").await;
     part("hung API server", hung(&cluster, &mut controller)).await;
-    part("outage", outage(&mut cluster, &mut controller)).await;
+    part("outage", outage(&mut cluster, &mut controller, &kubeconfig)).await;
     part("relist after 410", relist(&mut cluster, &mut controller)).await;
     controller.stop().await;
     cluster.plane.stop().await;
@@ -97,7 +97,7 @@ async fn relist(cluster: &mut Cluster, controller: &mut Controller) {
 }
 
 /// No API server: it says so, waits, and goes on where it was.
-async fn outage(cluster: &mut Cluster, controller: &mut Controller) {
+async fn outage(cluster: &mut Cluster, controller: &mut Controller, kubeconfig: &Path) {
     let ns = "outage";
     cluster.namespace(ns).await;
     cluster.identity(ns, "i", &principal(1)).await;
@@ -120,8 +120,17 @@ async fn outage(cluster: &mut Cluster, controller: &mut Controller) {
     assert_eq!(controller.lines(&["cannot write Lease"]).len(), said.0 + 1, "said once");
     assert_eq!(controller.lines(&["watch failed;"]).len(), said.1 + 4, "said once for each kind");
 
+    // One that is started meanwhile waits, and says for what.
+    let mut late = Controller::spawn(cluster.work.path(), kubeconfig, "late", "3s", &[]).await;
+    eventually("it to have tried", async || late.lines(&["watch failed;"]).len() == 4).await;
+    assert!(late.healthy().await && !late.ready().await);
+
     let began = Instant::now();
     cluster.plane.start_apiserver().await.unwrap();
+    eventually("the late one to be ready", async || late.ready().await).await;
+    late.alive();
+    // Whichever of the two leads now: the first is to go on.
+    late.stop().await;
     let mark = cluster.mark().await;
     cluster.pod(ns, "after", "s", Some("node-1")).await;
     cluster.assigned(ns, "after").await;

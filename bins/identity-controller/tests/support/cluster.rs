@@ -167,6 +167,17 @@ impl Cluster {
         Some((text("status"), text("reason"), text("message")))
     }
 
+    /// Waits until the status of a binding is final: it has its identity and so many pods.
+    pub(crate) async fn counted(&self, namespace: &str, name: &str, pods: usize) {
+        let uri = path("azureidentitybindings", namespace, name);
+        eventually(&format!("{namespace}/{name} to have {pods} pods"), async || {
+            let object = self.get(&uri).await.unwrap();
+            let found = self.condition(&uri, "IdentityFound").await.is_some_and(|(status, ..)| status == "True");
+            found && object["status"]["matchedPods"] == pods
+        })
+        .await;
+    }
+
     /// Waits until the controller has seen everything that was done before this call, and has done what follows from it: it
     /// handles things in order, so something new of each kind is given to it and its whole effect awaited. To be called
     /// before its writes are counted: a write shows in the audit log a little after its effect.
@@ -178,11 +189,8 @@ impl Cluster {
         self.identity(&namespace, "i", &managed("i")).await;
         self.binding(&namespace, "b", "i", "settle").await;
         self.assigned(&namespace, "p").await;
+        self.counted(&namespace, "b", 1).await;
         let binding = path("azureidentitybindings", &namespace, "b");
-        eventually("the count of the last pod", async || {
-            self.get(&binding).await.unwrap()["status"]["matchedPods"] == 1
-        })
-        .await;
         self.delete(&path("pods", &namespace, "p")).await;
         self.delete(&binding).await;
         self.delete(&path("azureidentities", &namespace, "i")).await;

@@ -40,6 +40,17 @@ impl Controller {
         lease: &str,
         flags: &[&str],
     ) -> Self {
+        let mut controller = Self::spawn(directory, kubeconfig, holder, lease, flags).await;
+        eventually(&format!("{holder} to be ready"), async || {
+            controller.alive();
+            controller.ready().await
+        })
+        .await;
+        controller
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) async fn spawn(directory: &Path, kubeconfig: &Path, holder: &str, lease: &str, flags: &[&str]) -> Self {
         let log = directory.join(format!("{holder}.log"));
         let mut arguments = vec![
             format!("--kubeconfig={}", kubeconfig.display()),
@@ -69,11 +80,6 @@ impl Controller {
             .await;
             if listener == "probes" { controller.probes = address } else { controller.metrics = address }
         }
-        eventually(&format!("{holder} to be ready"), async || {
-            controller.alive();
-            controller.ready().await
-        })
-        .await;
         controller
     }
 
