@@ -34,6 +34,24 @@
 //! serve(listener, Kernel, broker, ServerConfig::default(), shutdown).await;
 //! # }
 //! ```
+//!
+//! A server of one's own mounts the service of each connection instead ([`Broker::stack`]; also `examples/own_server.rs`,
+//! and `tests/embed.rs` for axum):
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use identity_broker::{AuditSink, Broker, Clock, Decide, Tokens};
+//! # async fn mount<D: Decide, T: Tokens, A: AuditSink, C: Clock>(
+//! #     listener: tokio::net::TcpListener, broker: Arc<Broker<D, T, A, C>>,
+//! # ) -> std::io::Result<()> {
+//! use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+//! loop {
+//!     let (stream, peer) = listener.accept().await?;
+//!     let token_service = TowerToHyperService::new(broker.stack(broker.connection(peer)));
+//!     tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), token_service));
+//! }
+//! # }
+//! ```
 
 pub mod audit;
 mod clock;
