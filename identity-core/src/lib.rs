@@ -72,7 +72,7 @@
 //! node.apply_assignment(&written)?;
 //! node.publish(&published);
 //! let Decision::Allow(allow) = published.load().decide(&caller, &request, now) else { panic!() };
-//! let Source::Assignment(assignment) = &allow.source;
+//! let Source::Assignment(assignment) = &allow.source else { panic!() };
 //! assert_eq!((&*allow.pod.name, &*assignment.identity.object.name), ("web-0", "reader"));
 //!
 //! // The same again, with its reasons.

@@ -7,11 +7,14 @@ mod common;
 use common::{assigned, binding, labels, managed_identity, pod_at};
 use identity_core::{
     lookup::{
-        Binding, Caller, Decision, Deny, NodeIndex, Options, Published, Request, RequestedIdentity, Source, Wait,
+        Binding, Caller, Decision, Deny, Exception, NodeIndex, Options, Published, Request, RequestedIdentity, Source,
+        Wait,
     },
     pod::{Pod, PodPhase},
 };
-use identity_crd::{AzureIdentity, AzureIdentityBinding, Condition};
+use identity_crd::{
+    AzureIdentity, AzureIdentityBinding, AzurePodIdentityException, AzurePodIdentityExceptionSpec, Condition,
+};
 use jiff::Timestamp;
 
 const VAULT: &str = "https://vault.azure.net";
@@ -55,10 +58,13 @@ fn expect(index: &mut NodeIndex, binding: &AzureIdentityBinding) {
 
 fn describe(decision: &Decision) -> String {
     match decision {
-        Decision::Allow(allow) => {
-            let Source::Assignment(assignment) = &allow.source;
-            format!("{} gets {} through {}", allow.pod.uid, assignment.identity.object.name, assignment.binding.name)
-        }
+        Decision::Allow(allow) => match &allow.source {
+            Source::Assignment(assignment) => {
+                let (identity, binding) = (&assignment.identity.object.name, &assignment.binding.name);
+                format!("{} gets {identity} through {binding}", allow.pod.uid)
+            }
+            Source::Exception(exception) => format!("{} is exempted by {}", allow.pod.uid, exception.key()),
+        },
         Decision::Wait(Wait::UnknownAddress) => "wait: unknown address".into(),
         Decision::Wait(Wait::AmbiguousAddress) => "wait: ambiguous address".into(),
         Decision::Wait(Wait::Assignment(pod)) => format!("wait: assignment of {}", pod.uid),
@@ -493,4 +499,94 @@ fn publishing_says_whether_a_decision_could_have_changed() {
     node.apply_pod(pod_at("demo", "silent", "u2", "10.0.0.2"));
     node.delete_pod(&pod_at("demo", "silent", "u2", "10.0.0.2").key());
     assert!(!node.publish(&published), "came and went");
+}
+
+// === Exceptions ===
+
+fn exception(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Exception {
+    let mut object = AzurePodIdentityException::new(
+        name,
+        AzurePodIdentityExceptionSpec {
+            pod_labels: Some(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
+        },
+    );
+    object.metadata.namespace = Some(namespace.to_owned());
+    Exception::from(&object)
+}
+
+/// The same index, with exceptions of these namespaces.
+fn node_with(namespaces: &[&str], pod_labels: &[(&str, &str)]) -> NodeIndex {
+    let exception_namespaces = namespaces.iter().map(|namespace| (*namespace).to_owned()).collect();
+    let mut index = NodeIndex::new(Options { exception_namespaces, ..Options::default() });
+    let mut pod = web();
+    pod.labels = labels(pod_labels);
+    index.apply_pod(pod);
+    index
+}
+
+#[test]
+fn an_exception_matches_any_label_in_its_own_listed_namespace() {
+    let exempted = "u1 is exempted by demo/e";
+    let refused = "deny: no binding for u1";
+    let agent = [("role", "agent"), ("app", "web")];
+    for (listed, pod_labels, of, by, expected) in [
+        (vec!["demo"], &agent[..], "demo", &[("role", "agent")][..], exempted),
+        (vec!["other", "demo"], &agent, "demo", &[("role", "nothing"), ("app", "web")], exempted),
+        (vec!["demo"], &agent, "demo", &[("role", "AGENT")], exempted),
+        (vec!["demo"], &agent, "demo", &[("Role", "agent")], refused),
+        (vec!["demo"], &agent, "demo", &[("role", "agents")], refused),
+        (vec!["demo"], &agent, "demo", &[("role", "")], refused),
+        (vec!["demo"], &agent, "demo", &[], refused),
+        (vec!["demo"], &[], "demo", &[("role", "agent")], refused),
+        (vec![], &agent, "demo", &[("role", "agent")], refused),
+        (vec!["other"], &agent, "demo", &[("role", "agent")], refused),
+        (vec!["demo", "other"], &agent, "other", &[("role", "agent")], refused),
+    ] {
+        let mut node = node_with(&listed, pod_labels);
+        node.apply_exception(exception(of, "e", by));
+        assert_eq!(ask(&mut node, VAULT, DEFAULT), expected, "{listed:?} {pod_labels:?} {of} {by:?}");
+    }
+}
+
+#[test]
+fn an_exempted_pod_may_ask_for_anything_and_bindings_do_not_matter() {
+    let mut node = node_with(&["demo"], &[("role", "agent")]);
+    assign(&mut node, &identity("one"), &limited("b1", "one", &[STORAGE]));
+    expect(&mut node, &bound("b2", "two", 9));
+    assert_eq!(ask(&mut node, VAULT, RequestedIdentity::ClientId("client-one")), "deny: audience of b1");
+    node.apply_exception(exception("demo", "e", &[("role", "agent")]));
+    for named in [DEFAULT, RequestedIdentity::ClientId("client-one"), RequestedIdentity::ObjectId("nobody's")] {
+        assert_eq!(ask(&mut node, VAULT, named), "u1 is exempted by demo/e", "{named:?}");
+    }
+    let request = Request { resource: VAULT, identity: DEFAULT };
+    assert_eq!(ask_as(&mut node, "10.0.0.1", Some("another"), &request), "deny: changed hands");
+    // And again as before, when the exception or the label is gone.
+    let mut pod = web();
+    node.apply_pod(pod.clone());
+    assert_eq!(ask(&mut node, STORAGE, RequestedIdentity::ClientId("client-one")), "u1 gets one through b1");
+    pod.labels = labels(&[("role", "agent")]);
+    node.apply_pod(pod);
+    assert_eq!(ask(&mut node, STORAGE, RequestedIdentity::ClientId("client-one")), "u1 is exempted by demo/e");
+    node.delete_exception(&common::key("demo", "e"));
+    assert_eq!(ask(&mut node, STORAGE, RequestedIdentity::ClientId("client-one")), "u1 gets one through b1");
+}
+
+#[test]
+fn exceptions_are_relisted_by_namespace() {
+    let mut node = node_with(&["demo", "other"], &[("role", "agent")]);
+    node.reset_exceptions("demo", vec![exception("demo", "e", &[("role", "agent")])]);
+    node.reset_exceptions("other", vec![]);
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 is exempted by demo/e");
+    node.reset_exceptions("demo", vec![exception("demo", "f", &[("role", "agent")])]);
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "u1 is exempted by demo/f");
+    node.reset_exceptions("demo", vec![]);
+    assert_eq!(ask(&mut node, VAULT, DEFAULT), "deny: no binding for u1");
+}
+
+#[test]
+fn the_explanation_names_the_exception() {
+    let mut node = node_with(&["demo"], &[("role", "agent")]);
+    node.apply_exception(exception("demo", "e", &[("role", "agent")]));
+    let explained = node.explain(&web().key(), &Request { resource: VAULT, identity: DEFAULT }).to_string();
+    assert!(explained.contains("exception demo/e exempts the pod"), "{explained}");
 }

@@ -65,6 +65,9 @@ pub struct Allow {
 pub enum Source {
     /// An assignment.
     Assignment(Arc<Assignment>),
+    /// An `AzurePodIdentityException` exempts the pod: its own request, with whatever identity it names, goes to the node's
+    /// own metadata service.
+    Exception(Arc<ObjectRef>),
 }
 
 /// An object in the cluster.

@@ -48,6 +48,8 @@ pub(super) struct PodEntry {
     pub(super) assignments: SmallVec<[Candidate; 2]>,
     /// Bindings that select the pod and have no assignment yet.
     pub(super) expected: Box<[Expected]>,
+    /// The exception that exempts it.
+    pub(super) exempt: Option<Arc<ObjectRef>>,
 }
 
 /// An assignment that counts, and what is decided by.
@@ -117,8 +119,8 @@ impl Slot {
 
 impl From<&Arc<PodEntry>> for Slot {
     fn from(entry: &Arc<PodEntry>) -> Self {
-        match (&*entry.assignments, &*entry.expected) {
-            ([sole], []) => Self::Sole(Sole { pod: Arc::clone(&entry.pod), candidate: sole.clone() }),
+        match (&*entry.assignments, &*entry.expected, &entry.exempt) {
+            ([sole], [], None) => Self::Sole(Sole { pod: Arc::clone(&entry.pod), candidate: sole.clone() }),
             _ => Self::Other(Other::Pod(Arc::clone(entry))),
         }
     }
@@ -130,11 +132,13 @@ pub(super) struct View<'a> {
     pub(super) pod: &'a Arc<PodRef>,
     assignments: &'a [Candidate],
     expected: &'a [Expected],
+    exempt: Option<&'a Arc<ObjectRef>>,
 }
 
 impl<'a> From<&'a PodEntry> for View<'a> {
     fn from(entry: &'a PodEntry) -> Self {
-        Self { pod: &entry.pod, assignments: &entry.assignments, expected: &entry.expected }
+        let PodEntry { pod, assignments, expected, exempt } = entry;
+        Self { pod, assignments, expected, exempt: exempt.as_ref() }
     }
 }
 
@@ -142,7 +146,7 @@ impl<'a> From<&'a Sole> for View<'a> {
     #[inline]
     fn from(sole: &'a Sole) -> Self {
         fetch(&sole.pod, &sole.candidate.assignment);
-        Self { pod: &sole.pod, assignments: std::slice::from_ref(&sole.candidate), expected: &[] }
+        Self { pod: &sole.pod, assignments: std::slice::from_ref(&sole.candidate), expected: &[], exempt: None }
     }
 }
 
@@ -158,10 +162,20 @@ fn same(one: &Arc<Identity>, other: &Arc<Identity>) -> bool {
 }
 
 impl View<'_> {
-    /// Identity first (named, or by weight), audience second: what the chosen identity does not allow is refused, never
-    /// looked for elsewhere.
+    /// Exempted pods are not decided about. For all others: identity first (named, or by weight), audience second; what the
+    /// chosen identity does not allow is refused, never looked for elsewhere.
     #[inline]
     pub(super) fn decide<R: Recorder>(&self, request: &Request<'_>, recorder: &mut R) -> Decision {
+        if let Some(exception) = self.exempt {
+            recorder.line(Verdict::Yes, || {
+                format!("exception {} exempts the pod: its request goes to the node's own endpoint", exception.key())
+            });
+            return Decision::Allow(Allow {
+                pod: Arc::clone(self.pod),
+                source: Source::Exception(Arc::clone(exception)),
+                until: None,
+            });
+        }
         if self.assignments.is_empty() {
             if self.expected.is_empty() {
                 recorder.line(Verdict::No, || "no binding selects the pod".into());

@@ -8,18 +8,20 @@
 //! 1. an address that nobody, or more than one pod, has: [`Wait`]; one of the node, or of a pod in the node's network:
 //!    [`Deny::HostNetwork`]; one that now belongs to another pod than the connection began with:
 //!    [`Deny::AddressChangedHands`];
-//! 2. no assignment: [`Wait::Assignment`] when a binding selects the pod and its identity can be expected, else
+//! 2. a pod that an exception of a listed namespace exempts: [`Source::Exception`], whatever it asks for;
+//! 3. no assignment: [`Wait::Assignment`] when a binding selects the pod and its identity can be expected, else
 //!    [`Deny::NoBinding`];
-//! 3. the identity: the one that the request names (ids without ASCII case), else that of the highest weight; two
+//! 4. the identity: the one that the request names (ids without ASCII case), else that of the highest weight; two
 //!    identities with the highest weight are [`Deny::MultipleIdentities`]; one that may still come and would change the
 //!    answer is waited for, so that a pod that starts is not given a lesser identity for a while;
-//! 4. the audience: any binding to that identity that allows the resource (and the identity must allow it too), else
+//! 5. the audience: any binding to that identity that allows the resource (and the identity must allow it too), else
 //!    [`Deny::Audience`]. Another identity is never tried.
 
 mod audience;
 mod convert;
 mod decision;
 mod entry;
+mod exception;
 mod node_index;
 mod published;
 mod table;
@@ -29,6 +31,7 @@ pub use decision::{
     Allow, Assignment, Caller, Decision, Deny, Identity, ObjectRef, Request, RequestedIdentity, SecretKeyRef, Source,
     Wait,
 };
+pub use exception::Exception;
 pub use node_index::{Binding, NodeIndex, Options};
 pub use published::Published;
 

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::{
     Assignment, AssignmentError, Decision, Identity, ObjectRef, Published, Request, Snapshot,
     entry::{Candidate, Expected, Other, PodEntry, Slot, Terms, View},
+    exception::{Exception, Exceptions},
 };
 use crate::{
     assign,
@@ -29,6 +30,8 @@ pub struct Options {
     /// Assignments without `podUID`, as the predecessor wrote them, count by name. Unsafe when a pod is re-created under
     /// the same name.
     pub without_pod_uid: bool,
+    /// Namespaces whose `AzurePodIdentityException`s count: pods that they match get the node's own identities.
+    pub exception_namespaces: BTreeSet<String>,
 }
 
 /// A binding, trimmed to what tells whether an assignment is still to be expected.
@@ -94,6 +97,7 @@ pub struct NodeIndex {
     of_pod: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
     bindings: HashMap<ObjectKey, Binding>,
     catalog: Catalog,
+    exceptions: Exceptions,
     /// Identities in use, so that pods with the same one share it.
     identities: HashMap<ObjectKey, Arc<Identity>>,
     /// The same of what assignments say, by binding.
@@ -115,6 +119,7 @@ impl NodeIndex {
     pub fn new(options: Options) -> Self {
         Self {
             catalog: Catalog::new(options.cluster_wide),
+            exceptions: Exceptions::new(options.exception_namespaces.clone()),
             options,
             node: HashSet::new(),
             pods: HashMap::new(),
@@ -261,6 +266,33 @@ impl NodeIndex {
         }
     }
 
+    /// An exception appeared or changed. In a namespace that is not listed it counts for nothing.
+    pub fn apply_exception(&mut self, exception: Exception) {
+        for concerned in self.exceptions.apply(exception) {
+            self.touch_exempted(&concerned);
+        }
+    }
+
+    /// An exception is gone.
+    pub fn delete_exception(&mut self, key: &ObjectKey) {
+        if let Some(former) = self.exceptions.delete(key) {
+            self.touch_exempted(&former);
+        }
+    }
+
+    /// These are all exceptions of a namespace.
+    pub fn reset_exceptions(&mut self, namespace: &str, exceptions: Vec<Exception>) {
+        let listed: HashSet<ObjectKey> = exceptions.iter().map(|e| e.object.key()).collect();
+        for key in self.exceptions.of(namespace) {
+            if !listed.contains(&key) {
+                self.delete_exception(&key);
+            }
+        }
+        for exception in exceptions {
+            self.apply_exception(exception);
+        }
+    }
+
     /// Makes a snapshot current if anything changed that a decision could depend on. Answers whether it did.
     pub fn publish(&mut self, to: &Published) -> bool {
         self.join();
@@ -326,6 +358,11 @@ impl NodeIndex {
         }
     }
 
+    fn touch_exempted(&mut self, exception: &Exception) {
+        let exempted = self.pods.iter().filter(|(_, held)| exception.exempts(&held.pod));
+        self.dirty_pods.extend(exempted.map(|(key, _)| key.clone()));
+    }
+
     /// Brings the snapshot up to date with what changed.
     fn join(&mut self) {
         for key in std::mem::take(&mut self.dirty_pods) {
@@ -365,6 +402,7 @@ impl NodeIndex {
 
     /// What a pod may have, by its UID.
     fn entry<R: Recorder>(&self, pod: &Pod, recorder: &mut R) -> PodEntry {
+        let exempt = self.exceptions.exempting(pod, recorder);
         let mut assignments = SmallVec::<[Candidate; 2]>::new();
         for key in self.of_pod.get(&pod.key()).into_iter().flatten() {
             let Some(held) = self.assignments.get(key) else { continue };
@@ -406,6 +444,7 @@ impl NodeIndex {
                 .into_values()
                 .map(|b| Expected { binding: b.object.clone(), identity: b.identity.clone(), weight: b.weight })
                 .collect(),
+            exempt,
         }
     }
 }

@@ -14,11 +14,13 @@ use std::{
 
 use common::{assigned, binding, key, labels, managed_identity, match_labels, pod, service_principal};
 use identity_core::{
-    lookup::{Binding, Caller, Decision, NodeIndex, Options, Published, Request, RequestedIdentity, Source},
+    lookup::{Binding, Caller, Decision, Exception, NodeIndex, Options, Published, Request, RequestedIdentity, Source},
     object::ObjectKey,
     pod::{Pod, PodPhase},
 };
-use identity_crd::{AzureAssignedIdentity, AzureIdentityBinding, Condition};
+use identity_crd::{
+    AzureAssignedIdentity, AzureIdentityBinding, AzurePodIdentityException, AzurePodIdentityExceptionSpec, Condition,
+};
 use jiff::Timestamp;
 use naive::agree;
 use proptest::prelude::*;
@@ -46,6 +48,9 @@ enum Op {
     DeleteBinding(u8),
     RelistBindings { keep: u8 },
     NodeAddresses(u8),
+    Except { i: u8, labels: u8 },
+    DeleteException(u8),
+    RelistExceptions { keep: u8 },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -74,6 +79,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => i().prop_map(Op::DeleteBinding),
         1 => i().prop_map(|keep| Op::RelistBindings { keep }),
         1 => (0..16u8).prop_map(Op::NodeAddresses),
+        1 => (i(), i()).prop_map(|(i, labels)| Op::Except { i, labels }),
+        2 => i().prop_map(Op::DeleteException),
+        1 => i().prop_map(|keep| Op::RelistExceptions { keep }),
     ]
 }
 
@@ -89,6 +97,7 @@ struct World {
     former: BTreeMap<ObjectKey, String>,
     assignments: BTreeMap<ObjectKey, AzureAssignedIdentity>,
     bindings: BTreeMap<ObjectKey, AzureIdentityBinding>,
+    exceptions: BTreeMap<ObjectKey, AzurePodIdentityException>,
 }
 
 fn kept<T>(map: &mut BTreeMap<ObjectKey, T>, keep: u8) {
@@ -111,6 +120,7 @@ impl World {
             former: BTreeMap::new(),
             assignments: BTreeMap::new(),
             bindings: BTreeMap::new(),
+            exceptions: BTreeMap::new(),
         }
     }
 
@@ -238,6 +248,40 @@ impl World {
                 self.node = listed.map(|(_, address)| address.parse().unwrap()).collect();
                 self.index.set_node_addresses(self.node.iter().copied());
             }
+            Op::Except { i, labels: bits } => {
+                let name = name_of(i);
+                let uid = match self.exceptions.get(&name) {
+                    Some(object) => object.metadata.uid.clone().unwrap(),
+                    None => self.uid("exception"),
+                };
+                let all =
+                    [("app", "WEB"), ("app", "other"), ("aadpodidbinding", "Demo"), ("role", "agent"), ("App", "web")];
+                let listed = all.iter().enumerate().filter(|(n, _)| bits >> n & 1 == 1);
+                let mut object = AzurePodIdentityException::new(
+                    &name.name,
+                    AzurePodIdentityExceptionSpec {
+                        pod_labels: (bits < 250).then(|| {
+                            listed.map(|(_, (key, value))| ((*key).to_owned(), (*value).to_owned())).collect()
+                        }),
+                    },
+                );
+                object.metadata.namespace = Some(name.namespace.to_string());
+                object.metadata.uid = Some(uid);
+                self.index.apply_exception(Exception::from(&object));
+                self.exceptions.insert(name, object);
+            }
+            Op::DeleteException(i) => {
+                self.index.delete_exception(&name_of(i));
+                self.exceptions.remove(&name_of(i));
+            }
+            Op::RelistExceptions { keep } => {
+                kept(&mut self.exceptions, keep);
+                // Each namespace is watched by itself, whether anything is in it or not.
+                for namespace in ["a", "b"] {
+                    let all = self.exceptions.iter().filter(|(key, _)| *key.namespace == *namespace);
+                    self.index.reset_exceptions(namespace, all.map(|(_, object)| Exception::from(object)).collect());
+                }
+            }
         }
     }
 
@@ -351,7 +395,14 @@ impl World {
 
     /// What is handed on is what the assignment says now.
     fn check_content(&self, allow: &identity_core::lookup::Allow) {
-        let Source::Assignment(assignment) = &allow.source;
+        let assignment = match &allow.source {
+            Source::Assignment(assignment) => assignment,
+            Source::Exception(exception) => {
+                let object = &self.exceptions[&exception.key()];
+                assert_eq!(Some(&*exception.uid), object.metadata.uid.as_deref());
+                return;
+            }
+        };
         let object = &self.assignments[&assignment.object.key()];
         let (identity, binding) =
             (object.spec.azure_identity_ref.as_ref().unwrap(), object.spec.azure_binding_ref.as_ref().unwrap());
@@ -371,9 +422,12 @@ proptest! {
     fn every_decision_agrees_with_recomputation(
         cluster_wide in any::<bool>(),
         without_pod_uid in any::<bool>(),
+        exceptions in 0..4u8,
         ops in prop::collection::vec(op(), 1..60),
     ) {
-        let mut world = World::new(Options { cluster_wide, without_pod_uid });
+        let listed = ["a", "b"].iter().enumerate().filter(|(n, _)| exceptions >> n & 1 == 1);
+        let exception_namespaces = listed.map(|(_, namespace)| (*namespace).to_owned()).collect();
+        let mut world = World::new(Options { cluster_wide, without_pod_uid, exception_namespaces });
         for (n, op) in ops.into_iter().enumerate() {
             world.step(op);
             // Changes come in bursts, too.

@@ -16,6 +16,8 @@ use crate::{World, common::naive_selects};
 pub(crate) enum Naive {
     /// Through any of these assignments.
     Allow(String, BTreeSet<ObjectKey>),
+    /// By any of these exceptions.
+    Exempt(String, BTreeSet<ObjectKey>),
     UnknownAddress,
     AmbiguousAddress,
     Pending(String),
@@ -30,8 +32,12 @@ pub(crate) enum Naive {
 pub(crate) fn agree(decision: &Decision, expected: &Naive) -> bool {
     match (decision, expected) {
         (Decision::Allow(allow), Naive::Allow(uid, through)) => {
-            let Source::Assignment(assignment) = &allow.source;
+            let Source::Assignment(assignment) = &allow.source else { return false };
             *allow.pod.uid == **uid && through.contains(&assignment.object.key())
+        }
+        (Decision::Allow(allow), Naive::Exempt(uid, by)) => {
+            let Source::Exception(exception) = &allow.source else { return false };
+            *allow.pod.uid == **uid && by.contains(&exception.key()) && allow.until.is_none()
         }
         (Decision::Wait(Wait::UnknownAddress), Naive::UnknownAddress)
         | (Decision::Wait(Wait::AmbiguousAddress), Naive::AmbiguousAddress)
@@ -116,6 +122,21 @@ impl World {
         let uid = pod.reference.uid.to_string();
         if pinned.is_some_and(|pinned| pinned != uid) {
             return Naive::ChangedHands;
+        }
+        // Predecessor §3.6: same namespace, any one label, values without case.
+        let mut exempting = BTreeSet::new();
+        for (own, object) in &self.exceptions {
+            let listed = self.options.exception_namespaces.iter().any(|listed| **listed == *own.namespace);
+            let labels = object.spec.pod_labels.clone().unwrap_or_default();
+            let any = labels.iter().any(|(key, value)| {
+                pod.labels.iter().any(|(k, v)| k == key && v.to_lowercase() == value.to_lowercase())
+            });
+            if listed && own.namespace == pod.reference.namespace && any {
+                exempting.insert(own.clone());
+            }
+        }
+        if !exempting.is_empty() {
+            return Naive::Exempt(uid, exempting);
         }
         let (there, expected) = (self.naive_assignments(pod), self.naive_expected(pod));
         if there.is_empty() && expected.is_empty() {
