@@ -42,7 +42,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     info!(version = VERSION, holder = lease.holder, "identity-controller");
 
     let mut registry = Registry::with_prefix("entra_pod_identity_controller");
-    let observer = Arc::new(RuntimeMetrics::new(&mut registry));
+    let observer = Arc::new(RuntimeMetrics::controller(&mut registry));
     let (health, watched) = watch::channel(Health::default());
     let options = Options {
         cluster_wide: args.cluster_wide_matching,

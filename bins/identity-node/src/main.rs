@@ -57,8 +57,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let source = args.source.open().await?;
     info!(version = VERSION, node = name, "identity-node");
 
-    let mut registry = Registry::with_prefix("entra_pod_identity");
-    let observer = Arc::new(RuntimeMetrics::new(registry.sub_registry_with_prefix("node")));
+    let mut registry = Registry::default();
+    let observer = Arc::new(RuntimeMetrics::node(registry.sub_registry_with_prefix("entra_pod_identity_node")));
     let metrics = Arc::new(Metrics::new(&mut registry));
 
     let published = Arc::new(Published::default());
@@ -94,7 +94,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // First somebody who answers, then the rules that lead there.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--node-address {listen}"))?;
     let (rules, state) = netfilter::prepare(args.netfilter.netfilter, redirect).await?;
-    netfilter::Exported::register(&mut registry, state.clone());
+    netfilter::Exported::register(registry.sub_registry_with_prefix("entra_pod_identity"), state.clone());
 
     let probes = Probes {
         ready: Arc::new(move || missing(*is_synced.borrow(), state.as_ref().map(|state| state.borrow().clone()))),

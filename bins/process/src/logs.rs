@@ -21,7 +21,8 @@ pub struct LogArgs {
     /// Lines for people, or JSON objects
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "ENTRA_POD_IDENTITY_LOG_FORMAT")]
     pub log_format: Format,
-    /// error, warn, info, debug, trace; or by module: info,identity_broker=debug. Audit records have the target `audit`
+    /// error, warn, info, debug, trace; or by module: info,identity_broker=debug. Audit records (target `audit`) are always
+    /// written
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "ENTRA_POD_IDENTITY_LOG_LEVEL", value_parser = filter)]
     pub log_level: String,
 }
@@ -31,10 +32,15 @@ fn filter(text: &str) -> Result<String, ParseError> {
 }
 
 impl LogArgs {
+    /// The last word on a target counts: no level silences the audit.
+    fn directives(&self) -> String {
+        format!("kube=off,hyper_util=warn,{},audit=info", self.log_level)
+    }
+
     /// Makes this the log of the process. Once.
     pub fn install(&self) {
         // The kube client says each request at info and each failure that is ours to judge at error.
-        let filter = EnvFilter::new(format!("kube=off,hyper_util=warn,{}", self.log_level));
+        let filter = EnvFilter::new(self.directives());
         let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_target(true);
         match self.log_format {
             Format::Json => log.json().flatten_event(true).init(),
@@ -46,6 +52,17 @@ impl LogArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_level_silences_the_audit() {
+        for level in ["error", "off", "info,audit=off", "audit=error"] {
+            let log = LogArgs { log_format: Format::Text, log_level: level.to_owned() };
+            let subscriber = fmt().with_env_filter(EnvFilter::new(log.directives())).with_writer(io::sink).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(tracing::enabled!(target: "audit", tracing::Level::INFO), "{level}");
+            });
+        }
+    }
 
     #[test]
     fn a_level_that_is_none_is_refused() {

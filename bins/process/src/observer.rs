@@ -34,8 +34,19 @@ pub struct RuntimeMetrics {
 }
 
 impl RuntimeMetrics {
-    /// Registered in `registry`.
-    pub fn new(registry: &mut Registry) -> Self {
+    /// Of a controller: all of them.
+    pub fn controller(registry: &mut Registry) -> Self {
+        let metrics = Self::node(registry);
+        registry.register("writes", "Writes by kind and outcome", metrics.writes.clone());
+        registry.register_with_unit("plan_duration", "Time to plan", Unit::Seconds, metrics.plan.clone());
+        registry.register("actions_waiting", "Actions that wait", metrics.waiting.clone());
+        registry.register("actions_under_way", "Actions under way", metrics.under_way.clone());
+        registry.register("leading", "Whether this process holds the lease", metrics.leading.clone());
+        metrics
+    }
+
+    /// Of a node, which only reads.
+    pub fn node(registry: &mut Registry) -> Self {
         let metrics = Self {
             writes: Family::default(),
             relists: Family::default(),
@@ -46,13 +57,8 @@ impl RuntimeMetrics {
             leading: Gauge::default(),
             problems: Gauge::default(),
         };
-        registry.register("writes", "Writes by kind and outcome", metrics.writes.clone());
         registry.register("watch_relists", "Complete lists taken in, by kind", metrics.relists.clone());
         registry.register("watch_failures", "Watches that failed and were tried again", metrics.watch_failures.clone());
-        registry.register_with_unit("plan_duration", "Time to plan", Unit::Seconds, metrics.plan.clone());
-        registry.register("actions_waiting", "Actions that wait", metrics.waiting.clone());
-        registry.register("actions_under_way", "Actions under way", metrics.under_way.clone());
-        registry.register("leading", "Whether this process holds the lease", metrics.leading.clone());
         registry.register("manifest_problems", "Problems of the manifests now", metrics.problems.clone());
         metrics
     }

@@ -23,6 +23,7 @@ pub const NETWORK: &[Need] = &[
     ("sysctl", "procps"),
     ("curl", "curl"),
     ("openssl", "openssl"),
+    ("python3", "python3"),
 ];
 
 /// Python with `venv`.
