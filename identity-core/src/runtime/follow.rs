@@ -17,9 +17,9 @@ pub enum Error {
     WatchesEnded,
 }
 
-impl From<Update> for Event {
-    fn from(update: Update) -> Self {
-        match update {
+/// What an update is for an index; none if it is of a kind that only nodes know.
+pub(super) fn event(update: Update) -> Option<Event> {
+    Some(match update {
             Update::Pods(Change::Apply(pod)) => Self::Pod(*pod),
             Update::Pods(Change::Delete(gone)) => Self::PodDeleted(gone.key()),
             Update::Pods(Change::Relist(all)) => Self::Relist(Relist::Pods(all)),
@@ -37,5 +37,17 @@ impl From<Update> for Event {
             }
             Update::Assigned(Change::Relist(all)) => Self::Relist(Relist::Assigned(all)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deletion_says_of_which_object() {
+        let gone = Gone { namespace: "team".into(), name: "a".into(), uid: Some("u".into()) };
+        let Event::AssignedDeleted { key, uid } = Event::from(Update::Assigned(Change::Delete(gone))) else { panic!() };
+        assert_eq!((key.to_string().as_str(), uid.as_deref()), ("team/a", Some("u")));
     }
 }

@@ -196,6 +196,8 @@ async fn one_that_is_refused_holds_up_no_other() {
     tokio::time::sleep(10 * MINUTE).await;
     let attempts = server.count(|call| is_assignment(call) && call.body["spec"]["pod"] == "p2");
     assert!((8..=22).contains(&attempts), "{attempts} attempts in ten minutes");
+    let tries = server.calls(|call| is_assignment(call) && call.body["spec"]["pod"] == "p2");
+    assert!(tries.windows(2).all(|pair| pair[1].at - pair[0].at >= Duration::from_secs(30)), "seldom from the first");
     assert_eq!(server.count(is_assignment), attempts + 4);
     server.well_again();
     server.until("this one, too", |server| server.all(ASSIGNED).len() == 5).await;

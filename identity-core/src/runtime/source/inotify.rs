@@ -262,4 +262,21 @@ mod tests {
         }
         assert_eq!(inotify.changed().await, Dirty::All);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_watches_it_looks_now_and_then() {
+        let directory = tempfile::tempdir().unwrap();
+        // As if there were no watches left: no directory can have such a name.
+        let root = directory.path().join("x".repeat(300));
+        let pending = Mutex::new(Pending { dirty: Some(Dirty::All), rearm: true });
+        let shared = Arc::new(Shared { root, depth: 0, pending, wake: Notify::new() });
+        let watcher = INotifyWatcher::new(|_| {}, Config::default()).unwrap();
+        let mut inotify = Inotify { watcher, watched: Vec::new(), blind: false, shared };
+        assert_eq!(inotify.changed().await, Dirty::All);
+        for _ in 0..3 {
+            let began = tokio::time::Instant::now();
+            let looked = tokio::time::timeout(RETRY * 2, inotify.changed()).await;
+            assert_eq!((looked.unwrap(), began.elapsed().as_secs()), (Dirty::All, RETRY.as_secs()));
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use http::Request;
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, NODE_LABEL};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException, NODE_LABEL};
 use kube::{
     Api, Client, Resource,
     client::Body,
@@ -68,6 +68,11 @@ pub(super) async fn watch(
                 config = config.labels(&format!("{NODE_LABEL}={}", node_label(&node)));
             }
             watch.run(&guarded::<AzureAssignedIdentity>(client), &config, unguard, Update::Assigned).await;
+        }
+        Interest::Exceptions { namespace } => {
+            let api = Api::<DeserializeGuard<AzurePodIdentityException>>::namespaced(client, &namespace);
+            let wrap = |change| Update::Exceptions { namespace: namespace.clone(), change };
+            watch.run(&api, &config, unguard, wrap).await;
         }
     }
 }

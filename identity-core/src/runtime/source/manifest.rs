@@ -267,6 +267,17 @@ impl Driver {
                     })
                     .collect(),
             )),
+            Interest::Exceptions { namespace } => Update::Exceptions {
+                namespace: namespace.clone(),
+                change: Change::Relist(
+                    all()
+                        .filter_map(|object| match object {
+                            Object::Exception(exception) if is_of(&exception.metadata, namespace) => Some(exception),
+                            _ => None,
+                        })
+                        .collect(),
+                ),
+            },
         }
     }
 
@@ -308,9 +319,19 @@ impl Driver {
                 let wanted = applied && assignment_is_wanted(assigned, node.as_deref());
                 Some(Update::Assigned(change(assigned, wanted, || gone(assigned.metadata.uid.as_deref()))))
             }
+            (Interest::Exceptions { namespace }, Object::Exception(exception))
+                if is_of(&exception.metadata, namespace) =>
+            {
+                let change = change(exception, applied, || gone(exception.metadata.uid.as_deref()));
+                Some(Update::Exceptions { namespace: namespace.clone(), change })
+            }
             _ => None,
         })
     }
+}
+
+fn is_of(meta: &ObjectMeta, namespace: &str) -> bool {
+    meta.namespace.as_deref() == Some(namespace)
 }
 
 fn change<T: Clone>(object: &T, applied: bool, gone: impl FnOnce() -> Gone) -> Change<T> {

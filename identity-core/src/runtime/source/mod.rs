@@ -12,7 +12,7 @@ mod words;
 use std::{path::PathBuf, sync::Arc};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,13 @@ pub enum Update {
     Bindings(Change<AzureIdentityBinding>),
     /// `AzureAssignedIdentity`.
     Assigned(Change<AzureAssignedIdentity>),
+    /// `AzurePodIdentityException`, of one namespace.
+    Exceptions {
+        /// Which.
+        namespace: String,
+        /// What changed in it.
+        change: Change<AzurePodIdentityException>,
+    },
 }
 
 /// What changed.
@@ -80,6 +87,11 @@ pub enum Interest {
         /// Label `nodename`.
         node: Option<String>,
     },
+    /// `AzurePodIdentityException`, of one namespace: nothing is asked about others.
+    Exceptions {
+        /// Which.
+        namespace: String,
+    },
 }
 
 impl Gone {
@@ -96,6 +108,7 @@ impl Interest {
             Self::Identities => "AzureIdentity",
             Self::Bindings => "AzureIdentityBinding",
             Self::Assigned { .. } => "AzureAssignedIdentity",
+            Self::Exceptions { .. } => "AzurePodIdentityException",
         }
     }
 }
