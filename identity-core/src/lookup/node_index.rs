@@ -143,6 +143,11 @@ impl NodeIndex {
         self.node = addresses;
     }
 
+    /// Namespaces whose exceptions count.
+    pub const fn exception_namespaces(&self) -> &BTreeSet<String> {
+        &self.options.exception_namespaces
+    }
+
     /// A pod of this node appeared or changed.
     pub fn apply_pod(&mut self, pod: Pod) {
         let key = pod.key();

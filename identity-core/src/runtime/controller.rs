@@ -24,7 +24,7 @@ pub use super::follow::Error;
 use super::{
     clock::Clock,
     executor::Executor,
-    follow::BURST,
+    follow::{BURST, event},
     lease::{self, Fence, Leadership},
     observe::{Nobody, Observer},
     source::{Interest, Source, Update},
@@ -180,7 +180,9 @@ impl Controller {
                 batch.push(update);
             }
             for update in batch.drain(..) {
-                self.index.apply(update.into());
+                if let Some(event) = event(update) {
+                    self.index.apply(event);
+                }
             }
             self.dispatch.settle(&mut self.index);
             self.follow_leadership();

@@ -20,24 +20,24 @@ pub enum Error {
 /// What an update is for an index; none if it is of a kind that only nodes know.
 pub(super) fn event(update: Update) -> Option<Event> {
     Some(match update {
-            Update::Pods(Change::Apply(pod)) => Self::Pod(*pod),
-            Update::Pods(Change::Delete(gone)) => Self::PodDeleted(gone.key()),
-            Update::Pods(Change::Relist(all)) => Self::Relist(Relist::Pods(all)),
-            Update::Identities(Change::Apply(identity)) => Self::Identity(identity),
-            Update::Identities(Change::Delete(gone)) => Self::IdentityDeleted(gone.key()),
-            Update::Identities(Change::Relist(all)) => Self::Relist(Relist::Identities(all)),
-            Update::Bindings(Change::Apply(binding)) => Self::Binding(binding),
-            Update::Bindings(Change::Delete(gone)) => Self::BindingDeleted(gone.key()),
-            Update::Bindings(Change::Relist(all)) => Self::Relist(Relist::Bindings(all)),
-            Update::Assigned(Change::Apply(assigned)) => Self::Assigned(assigned),
-            Update::Assigned(Change::Delete(gone)) => {
-                let key = gone.key();
-                let Gone { uid, .. } = gone;
-                Self::AssignedDeleted { key, uid }
-            }
-            Update::Assigned(Change::Relist(all)) => Self::Relist(Relist::Assigned(all)),
+        Update::Pods(Change::Apply(pod)) => Event::Pod(*pod),
+        Update::Pods(Change::Delete(gone)) => Event::PodDeleted(gone.key()),
+        Update::Pods(Change::Relist(all)) => Event::Relist(Relist::Pods(all)),
+        Update::Identities(Change::Apply(identity)) => Event::Identity(identity),
+        Update::Identities(Change::Delete(gone)) => Event::IdentityDeleted(gone.key()),
+        Update::Identities(Change::Relist(all)) => Event::Relist(Relist::Identities(all)),
+        Update::Bindings(Change::Apply(binding)) => Event::Binding(binding),
+        Update::Bindings(Change::Delete(gone)) => Event::BindingDeleted(gone.key()),
+        Update::Bindings(Change::Relist(all)) => Event::Relist(Relist::Bindings(all)),
+        Update::Assigned(Change::Apply(assigned)) => Event::Assigned(assigned),
+        Update::Assigned(Change::Delete(gone)) => {
+            let key = gone.key();
+            let Gone { uid, .. } = gone;
+            Event::AssignedDeleted { key, uid }
         }
-    }
+        Update::Assigned(Change::Relist(all)) => Event::Relist(Relist::Assigned(all)),
+        Update::Exceptions { .. } => return None,
+    })
 }
 
 #[cfg(test)]
@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn a_deletion_says_of_which_object() {
         let gone = Gone { namespace: "team".into(), name: "a".into(), uid: Some("u".into()) };
-        let Event::AssignedDeleted { key, uid } = Event::from(Update::Assigned(Change::Delete(gone))) else { panic!() };
+        let Some(Event::AssignedDeleted { key, uid }) = event(Update::Assigned(Change::Delete(gone))) else { panic!() };
         assert_eq!((key.to_string().as_str(), uid.as_deref()), ("team/a", Some("u")));
     }
 }

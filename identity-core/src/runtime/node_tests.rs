@@ -74,14 +74,17 @@ struct Rig {
 
 impl Rig {
     fn start() -> Self {
+        Self::with(Options::default())
+    }
+
+    fn with(options: Options) -> Self {
         let (updates, receiver) = mpsc::channel(1024);
         let published = Arc::new(Published::default());
         let (sender, synced) = watch::channel(false);
         let stop = CancellationToken::new();
         let (target, token) = (published.clone(), stop.clone());
-        let task = tokio::spawn(async move {
-            follow(NodeIndex::new(Options::default()), receiver, &target, &sender, &token).await
-        });
+        let task =
+            tokio::spawn(async move { follow(NodeIndex::new(options), receiver, &target, &sender, &token).await });
         Self { updates, published, synced, stop, task }
     }
 
@@ -131,6 +134,46 @@ async fn nothing_is_published_before_all_kinds_are_known() {
     assert_eq!(log.with("all objects of this node are known").len(), 1);
     rig.stop.cancel();
     rig.task.await.unwrap().unwrap();
+}
+
+fn exceptions(namespace: &str, labels: &[&str]) -> Update {
+    let exception = |label| {
+        typed(&json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzurePodIdentityException",
+            "metadata": {"name": label, "namespace": namespace}, "spec": {"podLabels": {"role": label}},
+        }))
+    };
+    let change = Change::Relist(labels.iter().copied().map(exception).collect());
+    Update::Exceptions { namespace: namespace.to_owned(), change }
+}
+
+#[tokio::test(start_paused = true)]
+async fn exceptions_of_each_listed_namespace_are_known_first_and_followed() {
+    let exception_namespaces = ["team".to_owned(), "other".to_owned()].into();
+    let rig = Rig::with(Options { exception_namespaces, ..Options::default() });
+    let mut agent = pod("a");
+    agent["metadata"]["labels"]["role"] = json!("agent");
+    rig.send(pods(&[agent]));
+    rig.send(bindings(&[]));
+    rig.send(assignments(&[]));
+    rig.send(exceptions("team", &["agent", "else"]));
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    assert!(!*rig.synced.borrow(), "a pod that an exception may exempt would be refused for good");
+    rig.send(exceptions("other", &[]));
+    rig.until("exempted", |snapshot| is_allowed(snapshot, ADDRESS)).await;
+    let gone = |name: &str| {
+        let change = Change::Delete(Gone { namespace: "team".into(), name: name.into(), uid: None });
+        Update::Exceptions { namespace: "team".into(), change }
+    };
+    rig.send(gone("else"));
+    rig.send(gone("agent"));
+    rig.until("like others", |snapshot| matches!(decide(snapshot, ADDRESS), Decision::Deny(_))).await;
+    let Update::Exceptions { change: Change::Relist(mut all), .. } = exceptions("team", &["agent"]) else { panic!() };
+    let change = Change::Apply(Box::new(all.remove(0)));
+    rig.send(Update::Exceptions { namespace: "team".into(), change });
+    rig.until("exempted again", |snapshot| is_allowed(snapshot, ADDRESS)).await;
+    rig.send(exceptions("team", &[]));
+    rig.until("like others again", |snapshot| matches!(decide(snapshot, ADDRESS), Decision::Deny(_))).await;
 }
 
 #[tokio::test(start_paused = true)]
