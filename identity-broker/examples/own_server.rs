@@ -52,7 +52,7 @@ mod no_tokens {
     pub(super) struct NoTokens;
 
     impl Tokens for NoTokens {
-        fn ready(&self, _: &Arc<Identity>, _: &str) -> Option<Arc<Token>> {
+        fn ready(&self, _: &Arc<Identity>, _: &str) -> Option<Result<Arc<Token>, TokenError>> {
             None
         }
 

@@ -86,7 +86,13 @@ pub struct RespondFuture<F> {
     inner: F,
     refusals: Arc<Refusals>,
     /// An answer that is held back.
-    held: Option<(Pin<Box<tokio::time::Sleep>>, Option<Response<Body>>)>,
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    until: Pin<Box<tokio::time::Sleep>>,
+    response: Option<Response<Body>>,
 }
 
 impl<F> Future for RespondFuture<F>
@@ -97,7 +103,7 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
-            if let Some((until, response)) = &mut self.held {
+            if let Some(Held { until, response }) = &mut self.held {
                 std::task::ready!(until.as_mut().poll(cx));
                 // Polled again after it is done, it would have nothing to answer.
                 return response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
@@ -113,7 +119,7 @@ where
             if pause.is_zero() {
                 return Poll::Ready(Ok(response));
             }
-            self.held = Some((Box::pin(tokio::time::sleep(pause)), Some(response)));
+            self.held = Some(Held { until: Box::pin(tokio::time::sleep(pause)), response: Some(response) });
         }
     }
 }

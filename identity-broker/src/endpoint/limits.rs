@@ -67,7 +67,8 @@ impl Default for LimitsConfig {
             // About 3 % of a core. An application needs a few tokens an hour.
             requests: Rate::per_second(1000, 2000),
             cheap: Rate::per_second(2000, 4000),
-            cold: Rate::per_second(4, 64),
+            // IMDS answers 20 a second to all of the virtual machine: a pod that asks for all at once takes one of them.
+            cold: Rate::per_second(2, 20),
             bypass: Rate { every: Duration::from_secs(2), burst: 10 },
             records: Rate::per_second(5, 50),
             penalty: Duration::from_millis(100),

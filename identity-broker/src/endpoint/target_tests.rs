@@ -195,7 +195,7 @@ fn percent_once(bytes: &[u8]) -> Vec<u8> {
 
 fn gives_credentials(segments: &[String]) -> bool {
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    matches!(segments[..], ["metadata", "identity", ..] | ["oauth2", "token", ..] | ["msi", "token", ..])
+    matches!(segments[..], ["metadata", "identity", ..] | ["oauth2" | "msi", "token", ..])
 }
 
 /// Checks one path; used by the property test and by its regression cases.

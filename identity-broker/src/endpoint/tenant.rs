@@ -9,6 +9,7 @@ use super::{
     broker::{Asked, Broker, Ground, ground},
     error::{EndpointError, RateLimit, json},
     forms::info::{self, InfoRequest},
+    token::unavailable,
 };
 use crate::{
     audit::AuditSink,
@@ -55,16 +56,15 @@ where
         let Ground::Assignment(assignment) = ground(&allow.source) else { return Err(EndpointError::NotFound) };
         let identity = &assignment.identity;
         let own = authority::filled(identity.tenant_id.as_deref()).filter(|tenant| authority::is_id(tenant));
-        let tenant = match own {
-            Some(tenant) => tenant.to_owned(),
-            None => {
-                // Managed identities usually have none in their object, and others may have a domain's name.
-                let token = match self.tokens.ready(identity, ANY_RESOURCE) {
-                    Some(token) => token,
-                    None => self.cold(connection, &allow, identity, ANY_RESOURCE, Freshness::Any, &mut waiting).await?,
-                };
-                token.tenant().ok_or(EndpointError::TenantUnknown)?.to_owned()
-            }
+        let tenant = if let Some(tenant) = own {
+            tenant.to_owned()
+        } else {
+            // Managed identities usually have none in their object, and others may have a domain's name.
+            let token = match self.tokens.ready(identity, ANY_RESOURCE) {
+                Some(ready) => ready.map_err(|error| unavailable(error, &allow, identity))?,
+                None => self.cold(connection, &allow, identity, ANY_RESOURCE, Freshness::Any, &mut waiting).await?,
+            };
+            token.tenant().ok_or(EndpointError::TenantUnknown)?.to_owned()
         };
         // As with tokens, the pod may have lost the identity meanwhile.
         match self.decide(connection, &asked.request) {

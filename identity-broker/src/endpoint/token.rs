@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
-use identity_core::lookup::{Allow, Decision, Source};
+use identity_core::lookup::{Allow, Decision, Identity, Source};
 
 use super::{
     Connection, authority,
@@ -19,7 +19,7 @@ use crate::{
     clock::Clock,
     decide::Decide,
     metrics::Reason,
-    tokens::{Freshness, Shape, Token, Tokens, same},
+    tokens::{Freshness, Shape, Token, TokenError, Tokens, same},
 };
 
 /// How often a changed decision is followed before the request is put off.
@@ -113,7 +113,7 @@ where
             Freshness::Upstream => None,
         };
         let token = match ready {
-            Some(token) => token,
+            Some(ready) => ready.map_err(|error| unavailable(error, allow, identity))?,
             None => self.cold(connection, allow, identity, &request.resource, freshness, waiting).await?,
         };
         authority::check_tenant(asked, identity, token.tenant())?;
@@ -125,7 +125,7 @@ where
         &'a self,
         connection: &'a Connection,
         allow: &Allow,
-        identity: &Arc<identity_core::lookup::Identity>,
+        identity: &Arc<Identity>,
         resource: &str,
         freshness: Freshness,
         waiting: &mut Option<Waiting<'a>>,
@@ -137,7 +137,7 @@ where
             .cold(&connection.account, crate::digest::first64(name.as_bytes()))
             .map_err(|wait| EndpointError::Rate(RateLimit::Cold, wait))?;
         let token = self.tokens.get(identity, resource, freshness).await;
-        token.map_err(|error| EndpointError::Token { error, foreign: is_foreign(&identity.object, &allow.pod) })
+        token.map_err(|error| unavailable(error, allow, identity))
     }
 
     /// Records the token, decides for the last time, renders the answer.
@@ -198,6 +198,10 @@ where
         };
         Ok(json(StatusCode::OK, token.render(expires_on, self.clock.now(), shape)))
     }
+}
+
+pub(super) fn unavailable(error: TokenError, allow: &Allow, identity: &Identity) -> EndpointError {
+    EndpointError::Token { error, foreign: is_foreign(&identity.object, &allow.pod) }
 }
 
 /// Why there is no token, and whether that has been recorded.

@@ -92,6 +92,18 @@ struct State {
     failed: Option<(TokenError, Timestamp)>,
 }
 
+impl State {
+    /// The failure of a moment ago, with what is left of its `retry_after`.
+    fn failed_at(&self, now: Timestamp) -> Option<TokenError> {
+        let (error, until) = self.failed.as_ref().filter(|(_, until)| now < *until)?;
+        let mut error = error.clone();
+        if let TokenError::Unavailable { retry_after, .. } = &mut error {
+            *retry_after = Duration::try_from(until.duration_since(now)).unwrap_or(*retry_after);
+        }
+        Some(error)
+    }
+}
+
 // === impl Cache ===
 
 impl<B: Backend, C: Clock> Cache<B, C> {
@@ -122,21 +134,28 @@ impl<B: Backend, C: Clock> Cache<B, C> {
 }
 
 impl<B: Backend, C: Clock> Tokens for Cache<B, C> {
-    fn ready(&self, identity: &Arc<Identity>, resource: &str) -> Option<Arc<Token>> {
+    fn ready(&self, identity: &Arc<Identity>, resource: &str) -> Option<Result<Arc<Token>, TokenError>> {
         let shared = &self.shared;
         let now = shared.clock.now();
         let slot = shared.find(identity, resource, now)?;
-        let token = shared.usable(&slot, now)?;
-        let left = token.remaining(now);
-        if left <= shared.refresh_margin(&token) {
-            if left <= seconds(shared.config.urgent) {
-                return None;
+        let token = shared.usable(&slot, now);
+        if let Some(token) = &token {
+            let left = token.remaining(now);
+            if left > shared.refresh_margin(token) || left > seconds(shared.config.urgent) {
+                if left <= shared.refresh_margin(token) {
+                    // Ahead of time: whoever asks meanwhile gets the old one.
+                    let _ = shared.fly(&slot, now, Freshness::Any);
+                }
+                shared.metrics.cache_hits.inc();
+                return Some(Ok(Arc::clone(token)));
             }
-            // Ahead of time: whoever asks meanwhile gets the old one.
-            let _ = shared.fly(&slot, now, Freshness::Any);
         }
-        shared.metrics.cache_hits.inc();
-        Some(token)
+        let failed = {
+            let state = lock(&slot.state);
+            // What is under way may turn out better.
+            state.flight.is_none().then(|| state.failed_at(now)).flatten()
+        };
+        failed.map(|error| token.ok_or(error))
     }
 
     async fn get(
@@ -146,9 +165,9 @@ impl<B: Backend, C: Clock> Tokens for Cache<B, C> {
         freshness: Freshness,
     ) -> Result<Arc<Token>, TokenError> {
         if freshness == Freshness::Any
-            && let Some(token) = self.ready(identity, resource)
+            && let Some(ready) = self.ready(identity, resource)
         {
-            return Ok(token);
+            return ready;
         }
         let shared = &self.shared;
         let now = shared.clock.now();
@@ -211,10 +230,8 @@ impl<B: Backend, C: Clock> Shared<B, C> {
                 Err(Grounded::Other(flight.clone()))
             };
         }
-        if let Some((error, until)) = &state.failed
-            && now < *until
-        {
-            return Err(Grounded::Failed(error.clone()));
+        if let Some(error) = state.failed_at(now) {
+            return Err(Grounded::Failed(error));
         }
         let (done, flight) = watch::channel(None);
         state.flight = Some((flight.clone(), freshness));

@@ -251,7 +251,7 @@ async fn past_every_cache() {
     let fresh = bench.cache.get(&identity("a"), "r", Freshness::Upstream).await.unwrap();
     assert_eq!(bench.calls(), 2);
     // It is the one at hand from now on.
-    let ready = bench.cache.ready(&identity("a"), "r").unwrap();
+    let ready = bench.cache.ready(&identity("a"), "r").unwrap().unwrap();
     assert!(Arc::ptr_eq(&ready, &fresh));
     // Failing takes nothing away, but is said.
     *bench.fake.fail.lock().unwrap() = Some(down());
@@ -284,5 +284,22 @@ async fn what_is_ready_is_not_waited_for() {
     assert!(bench.cache.ready(&identity("a"), "r").is_some());
     // In the last minute somebody has to wait.
     bench.advance(3600 - 30);
+    assert!(bench.cache.ready(&identity("a"), "r").is_none());
+}
+
+#[tokio::test]
+async fn a_failure_of_a_moment_ago_is_at_hand_with_what_is_left_of_its_wait() {
+    let bench = bench(CacheConfig::default());
+    bench.let_through(10);
+    *bench.fake.fail.lock().unwrap() = Some(down());
+    assert!(bench.get("a", "r").await.is_err());
+    bench.advance(1);
+    // Three seconds were asked for.
+    for outcome in [bench.cache.ready(&identity("a"), "r").unwrap(), bench.get("a", "r").await] {
+        let Err(TokenError::Unavailable { retry_after, .. }) = outcome else { panic!("not unavailable") };
+        assert_eq!(retry_after.as_secs(), 2);
+    }
+    assert_eq!(bench.calls(), 1);
+    bench.advance(2);
     assert!(bench.cache.ready(&identity("a"), "r").is_none());
 }

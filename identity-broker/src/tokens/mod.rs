@@ -24,8 +24,9 @@ pub enum Freshness {
 
 /// Gets tokens. Whether the caller may have one has been decided before.
 pub trait Tokens: Send + Sync + 'static {
-    /// A token of `identity` for `resource` that is at hand. Never waits.
-    fn ready(&self, identity: &Arc<Identity>, resource: &str) -> Option<Arc<Token>>;
+    /// What is at hand: a token of `identity` for `resource`, or the failure to get one a moment ago. `None` says that
+    /// upstream has to be asked. Never waits.
+    fn ready(&self, identity: &Arc<Identity>, resource: &str) -> Option<Result<Arc<Token>, TokenError>>;
 
     /// A token of `identity` for `resource` (as the pod sent it).
     fn get(

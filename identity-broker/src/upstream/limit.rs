@@ -13,18 +13,21 @@ use tokio::{
     time::Instant,
 };
 
-/// At most so many at a time and so many a second (generic cell rate algorithm with a burst of one second's worth).
+/// At most so many at a time and so many a second: a burst, then one each so often (generic cell rate algorithm).
 #[derive(Debug)]
 pub(crate) struct Limit {
     slots: Semaphore,
     every: Duration,
+    /// What a full burst lasts.
+    ahead: Duration,
     next: Mutex<Option<Instant>>,
 }
 
 impl Limit {
-    /// `at_once` at a time, `a_second` a second.
-    pub(crate) fn new(at_once: usize, a_second: u32) -> Self {
-        Self { slots: Semaphore::new(at_once), every: Duration::from_secs(1) / a_second.max(1), next: Mutex::default() }
+    /// `at_once` at a time; `burst` from idle, `a_second` in the long run. No second has more than both together.
+    pub(crate) fn new(at_once: usize, burst: u32, a_second: u32) -> Self {
+        let every = Duration::from_secs(1) / a_second.max(1);
+        Self { slots: Semaphore::new(at_once), every, ahead: every * burst.max(1), next: Mutex::default() }
     }
 
     /// Waits for a turn; the turn ends when the result is dropped. Callers bound the wait.
@@ -35,7 +38,7 @@ impl Limit {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             let due = next.map_or(now, |next| next.max(now)) + self.every;
             *next = Some(due);
-            due.checked_sub(Duration::from_secs(1)).filter(|at| *at > now)
+            due.checked_sub(self.ahead).filter(|at| *at > now)
         };
         if let Some(at) = at {
             tokio::time::sleep_until(at).await;
@@ -76,19 +79,28 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn at_most_so_many_a_second() {
-        let limit = Limit::new(5, 20);
-        let begin = Instant::now();
-        for _ in 0..60 {
-            drop(limit.turn().await);
+    async fn no_second_has_more_than_burst_and_rate() {
+        let limit = Limit::new(5, 4, 14);
+        let mut turns = Vec::new();
+        for pause in [0, 0, 3, 0] {
+            tokio::time::advance(Duration::from_secs(pause)).await;
+            for _ in 0..30 {
+                drop(limit.turn().await);
+                turns.push(Instant::now());
+            }
         }
-        let took = begin.elapsed();
-        assert!(took >= Duration::from_millis(1900) && took <= Duration::from_millis(2200), "{took:?}");
+        for (n, from) in turns.iter().enumerate() {
+            let within = turns[n..].iter().take_while(|turn| **turn - *from < Duration::from_secs(1)).count();
+            assert!(within <= 18, "{within} within a second");
+        }
+        // And it is not slower than it has to be: 60 turns after a burst of 4.
+        let took = turns[59] - turns[0];
+        assert!(took >= Duration::from_secs(4) && took <= Duration::from_millis(4100), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn at_most_so_many_at_once() {
-        let limit = Limit::new(2, 1000);
+        let limit = Limit::new(2, 1000, 1000);
         let (_one, two) = (limit.turn().await, limit.turn().await);
         assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn()).await.is_err());
         drop(two);

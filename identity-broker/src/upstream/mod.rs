@@ -102,9 +102,10 @@ impl<C: Clock> Azure<C> {
             credentials: Credentials::new(secrets, config.credential_age),
             clock,
             metrics,
-            // Per VM (imds-and-clients §1.1); a little below, because the VM's other programs ask too.
-            imds: Limit::new(5, 18),
-            entra: Limit::new(32, 100),
+            // Per VM 20 in any second, 5 at a time (imds-and-clients §1.1); a little below, because the VM's other programs
+            // ask too.
+            imds: Limit::new(5, 4, 14),
+            entra: Limit::new(32, 20, 80),
             retries: RetryBudget::new(),
             config,
         }

@@ -102,7 +102,9 @@ impl AuditSink for Records {
         let pod = record.pod.map_or("?", |pod| &*pod.name);
         let line = format!("{} {} {pod} {}", record.verdict.as_str(), record.reason.as_str(), record.resource);
         self.lines.lock().unwrap().push(line);
-        LogAudit.record(record).await
+        // In the log as well, for whoever listens; nobody has to.
+        let _ = LogAudit.record(record).await;
+        Ok(())
     }
 }
 

@@ -129,7 +129,7 @@ mod tests {
             (b"resource=a&client_id=b&object_id=c", FormError::Parameters(QueryError::SeveralSelectors)),
             (b"resource=\xff", FormError::Parameters(QueryError::Encoding)),
             (b"resource=%ff", FormError::Parameters(QueryError::Encoding)),
-            (&[b'a'; MAX_FORM + 1], FormError::TooLarge),
+            (&vec![b'a'; MAX_FORM + 1], FormError::TooLarge),
         ] {
             assert_eq!(of(text), Err(expected), "{text:?}");
         }
