@@ -1,11 +1,11 @@
 //! The node's side: pods, assignments and bindings of one node in, snapshots out.
 //!
-//! One task owns the [`NodeIndex`] and publishes once for each burst. Nothing is published before all three kinds were
-//! listed: a node that has yet to hear of an assignment must not refuse its pod for good. When the API server is away, what
+//! One task owns the [`NodeIndex`] and publishes once for each burst. Nothing is published before all kinds were
+//! listed (and the exceptions of each namespace in which they count): a node that has yet to hear of an assignment must not refuse its pod for good. When the API server is away, what
 //! was published last stays.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -18,11 +18,11 @@ pub use super::follow::Error;
 use super::{
     follow::{BURST, event},
     observe::{Nobody, Observer},
-    source::{Interest, Source, Update},
+    source::{Change, Interest, Source, Update},
 };
 use crate::{
     assign::{Event, Relist},
-    lookup::{AssignmentError, Binding, NodeIndex, Options, Published},
+    lookup::{AssignmentError, Binding, Exception, NodeIndex, Options, Published},
     object::ObjectKey,
 };
 
@@ -54,11 +54,13 @@ pub async fn run(
     synced: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let interests = [
+    let mut interests = vec![
         Interest::Pods { node: Some(config.node.clone()) },
         Interest::Assigned { node: Some(config.node.clone()) },
         Interest::Bindings,
     ];
+    let exceptions = config.options.exception_namespaces.iter().cloned();
+    interests.extend(exceptions.map(|namespace| Interest::Exceptions { namespace }));
     let updates = source.watch(&interests, Some(config.observer.clone()), &shutdown)?;
     let mut index = NodeIndex::new(config.options);
     index.set_node_addresses(config.addresses);
@@ -72,7 +74,9 @@ async fn follow(
     synced: &watch::Sender<bool>,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut node = Node { index, pods: false, assigned: false, bindings: false, complained: HashMap::new() };
+    let exceptions = index.exception_namespaces().clone();
+    let mut node =
+        Node { index, pods: false, assigned: false, bindings: false, exceptions, complained: HashMap::new() };
     let mut batch = Vec::new();
     loop {
         tokio::select! {
@@ -85,11 +89,9 @@ async fn follow(
             }
         }
         for update in batch.drain(..) {
-            if let Some(event) = event(update) {
-                node.take(event);
-            }
+            node.update(update);
         }
-        if !(node.pods && node.assigned && node.bindings) {
+        if !node.is_listed() {
             continue;
         }
         let changed = node.index.publish(published);
@@ -106,11 +108,35 @@ struct Node {
     pods: bool,
     assigned: bool,
     bindings: bool,
+    /// Namespaces whose exceptions were not listed yet.
+    exceptions: BTreeSet<String>,
     /// What was said about assignments that cannot be served, so that it is said once.
     complained: HashMap<ObjectKey, AssignmentError>,
 }
 
 impl Node {
+    fn is_listed(&self) -> bool {
+        self.pods && self.assigned && self.bindings && self.exceptions.is_empty()
+    }
+
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Exceptions { change: Change::Apply(exception), .. } => {
+                self.index.apply_exception(Exception::from(&*exception));
+            }
+            Update::Exceptions { change: Change::Delete(gone), .. } => self.index.delete_exception(&gone.key()),
+            Update::Exceptions { namespace, change: Change::Relist(all) } => {
+                self.exceptions.remove(&namespace);
+                self.index.reset_exceptions(&namespace, all.iter().map(Exception::from).collect());
+            }
+            update => {
+                if let Some(event) = event(update) {
+                    self.take(event);
+                }
+            }
+        }
+    }
+
     fn take(&mut self, event: Event) {
         match event {
             Event::Pod(pod) => self.index.apply_pod(pod),

@@ -88,8 +88,8 @@ fn describe(update: &Update) -> String {
         Update::Pods(c) => change(c, |p| format!("pod {}", p.reference.name)),
         Update::Bindings(c) => change(c, |b| format!("binding {}", b.metadata.name.as_deref().unwrap())),
         Update::Assigned(c) => change(c, |a| format!("assigned {}", a.metadata.name.as_deref().unwrap())),
-        Update::Exceptions { change: c, .. } => {
-            change(c, |e| format!("exception {}", e.metadata.name.as_deref().unwrap()))
+        Update::Exceptions { namespace, change: c } => {
+            format!("{namespace}: {}", change(c, |e| format!("exception {}", e.metadata.name.as_deref().unwrap())))
         }
     }
 }
@@ -286,6 +286,34 @@ async fn problems_are_counted_over_all_directories() {
         }
     };
     tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{:?}", seen()));
+}
+
+#[tokio::test]
+async fn exceptions_are_told_for_the_namespace_that_is_asked_for() {
+    let exception = |namespace: &str, label: &str| {
+        format!(
+            "apiVersion: aadpodidentity.k8s.io/v1\nkind: AzurePodIdentityException\nmetadata: {{name: e, namespace: \
+             {namespace}}}\nspec: {{podLabels: {{role: {label}}}}}\n"
+        )
+    };
+    let interests = ["agents", "other"].map(|namespace| Interest::Exceptions { namespace: namespace.into() });
+    let interests = [&interests[..], &[Interest::Identities]].concat();
+    let prepare = |dir: &Path| {
+        fs::write(dir.join("a.yaml"), exception("agents", "a")).unwrap();
+        fs::write(dir.join("b.yaml"), exception("unlisted", "a")).unwrap();
+    };
+    let mut watch = Watch::start(prepare, &interests);
+    assert_eq!(watch.next().await, "agents: [exception e]");
+    assert_eq!(watch.next().await, "other: []");
+    assert_eq!(watch.next().await, "[]");
+    watch.write("b.yaml", &exception("unlisted", "b"));
+    watch.nothing_else().await;
+    watch.write("a.yaml", &exception("agents", "b"));
+    assert_eq!(watch.next().await, "agents: exception e");
+    watch.write("c.yaml", &exception("other", "b"));
+    assert_eq!(watch.next().await, "other: exception e");
+    fs::remove_file(watch.path("a.yaml")).unwrap();
+    assert_eq!(watch.next().await, "agents: -e");
 }
 
 #[tokio::test]
