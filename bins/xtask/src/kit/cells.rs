@@ -143,11 +143,11 @@ impl Cell {
     pub fn resource(self, client: Client) -> String {
         let word = match self {
             Self::Vault => return "https://vault.azure.net".to_owned(),
+            Self::NoId => return "https://management.azure.com".to_owned(),
             Self::ClientId => return scene::BY_CLIENT_ID.to_owned(),
             Self::ResourceId => return scene::BY_RESOURCE_ID.to_owned(),
             Self::ObjectId => return scene::BY_OBJECT_ID.to_owned(),
             Self::Closed => return "https://graph.microsoft.com".to_owned(),
-            Self::NoId => "no-id",
             Self::WrongId => "wrong-id",
             Self::Several => "several",
             Self::NoIdentity => "no-identity",
@@ -157,7 +157,7 @@ impl Cell {
             Self::Throttled => "throttled",
             Self::Slow => "slow",
         };
-        // Upstream must be asked for each client: a token of another's would hide the fault.
+        // Upstream must be asked for each client: a token that another client got would hide the fault.
         format!("https://{word}.{}.example", client.pod())
     }
 
