@@ -109,11 +109,12 @@ impl Lab {
         lab_command(&self.run_dir).args(arguments)
     }
 
-    /// A command inside a pod. Variables that would lead an Azure SDK elsewhere are removed.
+    /// A command inside a pod. Variables that would lead an Azure SDK elsewhere, a proxy's among them, are removed.
     pub fn inside(&self, pod: &str, command: &[impl AsRef<std::ffi::OsStr>]) -> Cmd {
         let mut inside = self.command(&["exec", pod, "--"]).args(command);
         for name in paths::variable_names() {
-            if ["AZURE_", "IDENTITY_", "MSI_", "IMDS_"].iter().any(|prefix| name.starts_with(prefix)) {
+            let azure = ["AZURE_", "IDENTITY_", "MSI_", "IMDS_"].iter().any(|prefix| name.starts_with(prefix));
+            if azure || name.to_ascii_lowercase().ends_with("_proxy") {
                 inside = inside.env_remove(&name);
             }
         }
