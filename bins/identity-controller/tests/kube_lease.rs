@@ -74,6 +74,7 @@ async fn the_lease() {
     let c = Replica::start(&cluster, "c").await;
     part("taken over after SIGSTOP", taken_over(&cluster, &b, &c)).await;
     part("writes on their way", late_writes(&cluster, &c, &b)).await;
+    part("the Lease is deleted", deleted(&cluster, &b, &c)).await;
     for replica in [b, c] {
         replica.controller.stop().await;
     }
@@ -83,6 +84,10 @@ async fn the_lease() {
 
 async fn lease(cluster: &Cluster) -> Value {
     cluster.get(PATH).await.unwrap()["spec"].clone()
+}
+
+fn time(value: &Value) -> jiff::Timestamp {
+    value.as_str().unwrap().parse().unwrap()
 }
 
 async fn holder(cluster: &Cluster) -> String {
@@ -97,11 +102,7 @@ async fn team(cluster: &Cluster, ns: &str, pods: usize) {
     cluster.identity(ns, "i", &principal(1)).await;
     cluster.binding(ns, "b", "i", "s").await;
     eventually(&format!("{pods} assignments"), async || cluster.assignments(ns).await.len() == pods).await;
-    let binding = path("azureidentitybindings", ns, "b");
-    eventually(&format!("{pods} matched pods"), async || {
-        cluster.get(&binding).await.unwrap()["status"]["matchedPods"] == pods
-    })
-    .await;
+    cluster.counted(ns, "b", pods).await;
 }
 
 /// The other is ready, sees everything, and writes nothing at all.
@@ -142,7 +143,7 @@ async fn taken_over(cluster: &Cluster, leader: &Replica, next: &Replica) {
     next.stands_by().await;
     let mark = cluster.mark().await;
     leader.controller.signal(Signal::SIGSTOP);
-    let last = lease(cluster).await["renewTime"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let last = time(&lease(cluster).await["renewTime"]);
     // What it would write if it believed in its lease: it gets to know of these as soon as it goes on.
     cluster.namespace("three").await;
     cluster.identity("three", "i", &principal(1)).await;
@@ -152,7 +153,7 @@ async fn taken_over(cluster: &Cluster, leader: &Replica, next: &Replica) {
     cluster.patch(&path("azureidentitybindings", "two", "b"), &json!({"spec": {"selector": "other"}})).await;
 
     next.leads().await;
-    let took = lease(cluster).await["acquireTime"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let took = time(&lease(cluster).await["acquireTime"]);
     let waited = Duration::try_from(took.duration_since(last)).unwrap();
     assert!(waited >= LEASE, "taken after {waited:?}");
     assert!(waited < LEASE * 2, "taken after {waited:?}");
@@ -176,8 +177,10 @@ async fn taken_over(cluster: &Cluster, leader: &Replica, next: &Replica) {
     let taken = events
         .iter()
         .position(|e| e.user_agent == next.name && e.resource == "leases" && e.verb == "update" && e.code == 200);
-    let stale = leader.wrote(&events[taken.unwrap()..]);
-    assert_eq!(stale, [""; 0], "written after another had taken over");
+    let since = &events[taken.unwrap()..];
+    assert_eq!(leader.wrote(since), [""; 0], "written after another had taken over");
+    let tried: Vec<_> = since.iter().filter(|e| e.user_agent == leader.name && e.is_write()).collect();
+    assert!(tried.iter().all(|e| e.resource == "leases"), "not even sent: {tried:?}");
     let tried = cluster.requests(resumed).await;
     assert!(
         tried.iter().any(|event| event.user_agent == leader.name),
@@ -270,6 +273,36 @@ async fn late_writes(cluster: &Cluster, leader: &Replica, next: &Replica) {
     assert_eq!(stale.len(), 1, "only the one that was on its way: {stale:?}");
     assert_eq!(cluster.assignments(ns).await.len(), 3);
     next.leads().await;
+}
+
+/// Somebody deletes the Lease while its holder hangs: the other still waits for as long as that one may believe in it.
+async fn deleted(cluster: &Cluster, leader: &Replica, next: &Replica) {
+    leader.leads().await;
+    next.stands_by().await;
+    // What counts is what the other has seen, not what is there: it has to have seen a renewal.
+    let mark = cluster.mark().await;
+    eventually("a renewal to be seen", async || {
+        let mut events = cluster.requests(mark).await;
+        events.retain(|event| event.resource == "leases");
+        let renewed = events.iter().position(|event| event.user_agent == leader.name && event.verb == "update");
+        renewed.is_some_and(|renewed| events[renewed..].iter().any(|e| e.user_agent == next.name && e.verb == "get"))
+    })
+    .await;
+    leader.controller.signal(Signal::SIGSTOP);
+    let last = time(&lease(cluster).await["renewTime"]);
+    cluster.delete(PATH).await;
+    next.leads().await;
+    let waited = Duration::try_from(time(&lease(cluster).await["acquireTime"]).duration_since(last)).unwrap();
+    // Less what it takes to look.
+    assert!(waited >= LEASE - LEASE / 5, "taken after {waited:?}");
+    let mark = cluster.mark().await;
+    team(cluster, "four", 3).await;
+    leader.controller.signal(Signal::SIGCONT);
+    leader.stands_by().await;
+    cluster.settle().await;
+    let mut writes = cluster.requests(mark).await;
+    writes.retain(|e| e.resource == "azureassignedidentities" && e.namespace == "four" && e.is_write());
+    assert_eq!(writes.iter().map(|event| event.code).collect::<Vec<_>>(), [201; 3], "once each");
 }
 
 /// The predecessor's matching, for who asks for it: bindings select pods of other namespaces; without the flag, no more.

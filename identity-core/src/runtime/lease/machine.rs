@@ -155,8 +155,16 @@ impl Machine {
             return Command::Done;
         }
         let Some((record, version)) = found else {
-            self.seen = None;
             self.deadline = None;
+            // Somebody deleted it: who held it may believe in it for as long as it would have lasted.
+            if let Some(seen) = &self.seen
+                && !["", &self.holder].contains(&seen.record.holder.as_str())
+                && now < seen.since + seen.record.duration
+            {
+                let due = seen.since + seen.record.duration;
+                return self.sleep_until_due(now, jitter, due);
+            }
+            self.seen = None;
             return self.write(now, Record { transitions: 0, ..self.record(wall, wall, 0) }, None);
         };
         if self.seen.as_ref().is_none_or(|seen| seen.version != version) {

@@ -67,6 +67,26 @@ fn waits_until_it_has_seen_the_lease_unchanged_for_all_of_its_time() {
 }
 
 #[test]
+fn a_deleted_lease_counts_as_held_for_as_long_as_its_holder_may_believe_in_it() {
+    let mut machine = Machine::new(terms(), "b".into());
+    step(&mut machine, 100, Input::Wake);
+    step(&mut machine, 100, Input::Read(Some((record("a", 4), "7".into()))));
+    assert_eq!(step(&mut machine, 103, Input::Read(None)), Command::Sleep { until: 106 * SECOND });
+    assert_eq!(machine.leader(), Some("a"));
+    assert_eq!(step(&mut machine, 114, Input::Read(None)), Command::Sleep { until: 115 * SECOND });
+    assert!(matches!(step(&mut machine, 115, Input::Read(None)), Command::Write { version: None, .. }));
+
+    // Nobody held it, or this process did: then nobody else believes.
+    let mut machine = Machine::new(terms(), "b".into());
+    step(&mut machine, 100, Input::Wake);
+    assert!(matches!(step(&mut machine, 100, Input::Read(None)), Command::Write { version: None, .. }));
+    let mut machine = leader();
+    step(&mut machine, 3, Input::Wake);
+    assert_eq!(step(&mut machine, 3, Input::Written(Written::Conflict)), Command::Read);
+    assert!(matches!(step(&mut machine, 3, Input::Read(None)), Command::Write { version: None, .. }));
+}
+
+#[test]
 fn takes_a_released_lease_at_once() {
     let mut machine = Machine::new(terms(), "b".into());
     assert!(matches!(

@@ -4,9 +4,10 @@
 //!
 //! # What the fence can and cannot do
 //! A leader believes in its lease until a deadline on its own clock that began to run *before* it sent the renewal that
-//! was granted, less a margin; others take over only when they have seen the lease unchanged for its whole duration. So two
-//! never believe at once, as long as their clocks run at the same speed to within the margin. A write is refused locally
-//! unless the deadline is at least one [`RESERVE`] away, and it is given up when the deadline comes.
+//! was granted, less a margin; others take over only when they have seen the lease unchanged (or deleted: somebody else's
+//! doing) for its whole duration. So two never believe at once, as long as their clocks run at the same speed to within the
+//! margin; only a process that begins after somebody deleted the lease cannot know that it was held. A write is refused
+//! locally unless the deadline is at least one [`RESERVE`] away, and it is given up when the deadline comes.
 //!
 //! A process can still be stopped between that check and the moment its bytes reach the server. What then arrives late is
 //! refused by the server: an update or deletion carries UID and resourceVersion, and a creation is refused when the object
