@@ -176,3 +176,22 @@ async fn hammering_does_not_get_more_than_its_rate() {
     // 16 × 15 of each kind: 100 at once, the other 140 at no more than 100/s or 10 a second on each connection.
     assert!(begin.elapsed() >= Duration::from_millis(800), "{:?}", begin.elapsed());
 }
+
+#[tokio::test]
+async fn connections_beyond_a_rate_are_served_later() {
+    let rules = Rules::new(allow("p", identity("i", KIND)));
+    let bench = limited(rules, |limits| {
+        limits.connections = Rate::per_second(20, 2);
+        limits.penalty = Duration::from_millis(100);
+    })
+    .await;
+    let begin = tokio::time::Instant::now();
+    for _ in 0..6 {
+        // Not even a request that can be read: it would not be counted by anything else.
+        let mut client = Client::connect_from(GREEDY, bench.server.address).await;
+        client.send("nonsense\r\n\r\n").await;
+        assert_eq!(client.read().await.unwrap().status, 400);
+    }
+    // Two at once, the other four 50 ms each.
+    assert!(begin.elapsed() >= Duration::from_millis(190), "{:?}", begin.elapsed());
+}

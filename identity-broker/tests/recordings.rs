@@ -93,18 +93,15 @@ fn recordings() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The lookup of a node with one pod at 127.0.0.1, to which the identity is assigned.
-fn published() -> Arc<Published> {
+/// The lookup of a node with one pod at 127.0.0.1, to which an identity of this spec is assigned.
+fn published(identity: &Value) -> Arc<Published> {
     let pod = Arc::new(PodRef { namespace: "ns".into(), name: "p".into(), uid: "pod-uid".into() });
     let object = |name: &str| json!({"namespace": "ns", "name": name, "uid": format!("{name}-uid"), "generation": 1});
     let assigned: AzureAssignedIdentity = serde_json::from_value(json!({
         "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureAssignedIdentity", "metadata": object("assigned"),
         "spec": {
             "pod": "p", "podNamespace": "ns", "podUID": "pod-uid", "nodename": "node",
-            "azureIdentityRef": {
-                "metadata": object("id1"),
-                "spec": {"type": 0, "resourceID": ARM_ID, "clientID": CLIENT_ID, "objectID": OBJECT_ID},
-            },
+            "azureIdentityRef": {"metadata": object("id1"), "spec": identity},
             "azureBindingRef": {"metadata": object("binding"), "spec": {"azureIdentity": "id1", "selector": "demo"}},
         },
         "status": {"status": "Assigned"},
@@ -133,13 +130,18 @@ struct Node {
 }
 
 async fn node() -> Node {
+    node_with(|_| json!({"type": 0, "resourceID": ARM_ID, "clientID": CLIENT_ID, "objectID": OBJECT_ID})).await
+}
+
+async fn node_with(identity: impl FnOnce(&Azures) -> Value) -> Node {
     let azures = azures_with(&json!([
         {"resourceId": ARM_ID, "clientId": CLIENT_ID, "objectId": OBJECT_ID, "tenantId": TENANT}
     ]))
     .await;
     let metrics = Arc::new(Metrics::default());
     let tokens = Cache::new(azures.client(), wall_clock, CacheConfig::default(), Arc::clone(&metrics));
-    let broker = Broker::new(published(), tokens, Records::default(), wall_clock, BrokerConfig::default(), metrics);
+    let published = published(&identity(&azures));
+    let broker = Broker::new(published, tokens, Records::default(), wall_clock, BrokerConfig::default(), metrics);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let dialled = Dialled(Arc::new(Mutex::new(metadata())));
@@ -308,4 +310,23 @@ async fn clients_that_were_read_or_run_without_a_recording() {
         .exchange(&request("/metadata/identity/info?api-version=2018-02-01", metadata))
         .await;
     assert_eq!(info.json(), json!({"tenantId": TENANT}), "from a token, since the object has no tenant");
+}
+
+/// The predecessor answered a JSON array, which no client reads. Here it is one token, of the identity's own tenant.
+#[tokio::test]
+async fn auxiliary_tenants_are_one_token() {
+    let node = node_with(|azures| {
+        json!({
+            "type": 1, "tenantID": TENANT, "clientID": WITH_SECRET, "adEndpoint": azures.authority(),
+            "clientPassword": {"name": "secret"}, "auxiliaryTenantIDs": ["99999999-9999-9999-9999-999999999999"],
+        })
+    })
+    .await;
+    let answer = Client::connect(node.address).await.exchange(&token(QUERY)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let body = answer.json();
+    assert!(body.is_object() && body["access_token"].is_string(), "{body}");
+    let payload = body["access_token"].as_str().unwrap().split('.').nth(1).unwrap().to_owned();
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap();
+    assert_eq!((&claims["tid"], node.azures.posts()), (&json!(TENANT), 1));
 }

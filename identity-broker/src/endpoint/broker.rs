@@ -115,7 +115,9 @@ where
 
     /// A connection of `peer`, accepted now. What one pod may ask for is counted by its address.
     pub fn connection(&self, peer: SocketAddr) -> Arc<Connection> {
-        Connection::new(peer, self.clock.now(), self.limits.account(peer.ip()))
+        let account = self.limits.account(peer.ip());
+        let pause = self.limits.connection(&account);
+        Connection::new(peer, self.clock.now(), account, pause)
     }
 
     /// The service of one connection, for whatever HTTP server there is.
@@ -232,6 +234,7 @@ where
             pod: pod.map(|pod| &**pod),
             binding: assignment.map(|assignment| &assignment.binding),
             identity: assignment.map(|assignment| &assignment.identity.object),
+            exception: allow.and_then(exception_of),
             resource,
             client_id: assignment.and_then(|assignment| assignment.identity.client_id.as_deref()),
             expires_on: None,
@@ -315,20 +318,27 @@ pub(super) enum Ground<'a> {
     /// An assignment.
     Assignment(&'a Arc<Assignment>),
     /// An exception: the node's own identities, asked for as the pod asks.
-    Exempt,
+    Exempt(&'a ObjectRef),
 }
 
 pub(super) fn ground(source: &Source) -> Ground<'_> {
     match source {
         Source::Assignment(assignment) => Ground::Assignment(assignment),
-        Source::Exception(_) => Ground::Exempt,
+        Source::Exception(exception) => Ground::Exempt(exception),
     }
 }
 
 pub(super) fn assignment_of(allow: &Allow) -> Option<&Assignment> {
     match ground(&allow.source) {
         Ground::Assignment(assignment) => Some(assignment),
-        Ground::Exempt => None,
+        Ground::Exempt(_) => None,
+    }
+}
+
+pub(super) fn exception_of(allow: &Allow) -> Option<&ObjectRef> {
+    match ground(&allow.source) {
+        Ground::Assignment(_) => None,
+        Ground::Exempt(exception) => Some(exception),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct LimitsConfig {
     /// Probes and malformed requests, which cost next to nothing; above it they are answered more slowly, never
     /// otherwise.
     pub cheap: Rate,
+    /// New connections; above it they are served more slowly.
+    pub connections: Rate,
     /// Tokens that are not at hand: each different resource is a request upstream, which all pods share.
     pub cold: Rate,
     /// Requests with `bypass_cache`: each is a request upstream.
@@ -67,6 +69,7 @@ impl Default for LimitsConfig {
             // About 3 % of a core. An application needs a few tokens an hour.
             requests: Rate::per_second(1000, 2000),
             cheap: Rate::per_second(2000, 4000),
+            connections: Rate::per_second(2000, 4000),
             // IMDS answers 20 a second to all of the virtual machine: a pod that asks for all at once takes one of them.
             cold: Rate::per_second(2, 20),
             bypass: Rate { every: Duration::from_secs(2), burst: 10 },
@@ -119,6 +122,7 @@ fn nanos(duration: Duration) -> u64 {
 pub(super) struct Account {
     requests: Meter,
     cheap: Meter,
+    connections: Meter,
     cold: Meter,
     bypass: Meter,
     records: Meter,
@@ -130,7 +134,9 @@ pub(super) struct Account {
 
 impl Account {
     fn has_nothing_to_remember(&self, now: u64) -> bool {
-        [&self.requests, &self.cheap, &self.cold, &self.bypass, &self.records].iter().all(|meter| meter.is_full(now))
+        [&self.requests, &self.cheap, &self.connections, &self.cold, &self.bypass, &self.records]
+            .iter()
+            .all(|meter| meter.is_full(now))
             && self.unrecorded.load(Ordering::Relaxed) == 0
     }
 }
@@ -200,6 +206,11 @@ impl Limits {
     /// One more probe or malformed request; how long its answer is to be held back.
     pub(super) fn cheap(&self, account: &Account) -> Duration {
         account.cheap.reserve(&self.config.cheap, self.now(), self.config.penalty)
+    }
+
+    /// One more connection; how long it is not to be served yet.
+    pub(super) fn connection(&self, account: &Account) -> Duration {
+        account.connections.reserve(&self.config.connections, self.now(), self.config.penalty)
     }
 
     /// One more request with `bypass_cache`; or when.

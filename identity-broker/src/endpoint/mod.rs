@@ -20,6 +20,7 @@ mod token;
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use identity_core::pod::PodRef;
@@ -55,12 +56,14 @@ pub struct Connection {
     pinned: OnceLock<Arc<PodRef>>,
     /// What its address has used up.
     account: Arc<limits::Account>,
+    /// How long it is not to be served yet, because its address opens too many.
+    pub(crate) pause: Duration,
 }
 
 impl Connection {
     /// A connection that no decision has been made for.
-    fn new(peer: SocketAddr, since: Timestamp, account: Arc<limits::Account>) -> Arc<Self> {
-        Arc::new(Self { peer, since, pinned: OnceLock::new(), account })
+    fn new(peer: SocketAddr, since: Timestamp, account: Arc<limits::Account>, pause: Duration) -> Arc<Self> {
+        Arc::new(Self { peer, since, pinned: OnceLock::new(), account, pause })
     }
 
     /// UID of the pod that the connection is pinned to.

@@ -194,5 +194,8 @@ pub fn route(path: &str) -> Result<Route, TargetError> {
 }
 
 #[cfg(test)]
+#[path = "lenient.rs"]
+mod lenient;
+#[cfg(test)]
 #[path = "target_tests.rs"]
 mod tests;

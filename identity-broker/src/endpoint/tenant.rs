@@ -1,14 +1,20 @@
 //! The tenant of a pod's identity (`/metadata/identity/info`).
 
+use std::sync::Arc;
+
 use http::{Response, StatusCode};
-use identity_core::lookup::{Allow, Decision, Deny};
+use identity_core::lookup::{Allow, Decision, Deny, Identity};
 
 use super::{
     Connection, authority,
     body::Body,
     broker::{Asked, Broker, Ground, ground},
     error::{EndpointError, RateLimit, json},
-    forms::info::{self, InfoRequest},
+    forms::{
+        TokenRequest,
+        info::{self, InfoRequest},
+    },
+    limits::Waiting,
     token::unavailable,
 };
 use crate::{
@@ -53,18 +59,18 @@ where
                 return Err(error);
             }
         };
-        let Ground::Assignment(assignment) = ground(&allow.source) else { return Err(EndpointError::NotFound) };
-        let identity = &assignment.identity;
-        let own = authority::filled(identity.tenant_id.as_deref()).filter(|tenant| authority::is_id(tenant));
-        let tenant = if let Some(tenant) = own {
-            tenant.to_owned()
-        } else {
-            // Managed identities usually have none in their object, and others may have a domain's name.
-            let token = match self.tokens.ready(identity, ANY_RESOURCE) {
-                Some(ready) => ready.map_err(|error| unavailable(error, &allow, identity))?,
-                None => self.cold(connection, &allow, identity, ANY_RESOURCE, Freshness::Any, &mut waiting).await?,
-            };
-            token.tenant().ok_or(EndpointError::TenantUnknown)?.to_owned()
+        let tenant = match ground(&allow.source) {
+            Ground::Assignment(assignment) => {
+                self.tenant_of(connection, &allow, &assignment.identity, &mut waiting).await?
+            }
+            Ground::Exempt(_) => {
+                self.wait_in_line(connection, &mut waiting)?;
+                let (resource, identity) = (ANY_RESOURCE.to_owned(), request.identity.clone());
+                let request = TokenRequest { resource, identity, ..TokenRequest::default() };
+                let token = self.metadata.exempt_token(&allow.pod, &request).await;
+                let token = token.map_err(|error| EndpointError::Token { error, foreign: false })?;
+                token.tenant().ok_or(EndpointError::TenantUnknown)?.to_owned()
+            }
         };
         // As with tokens, the pod may have lost the identity meanwhile.
         match self.decide(connection, &asked.request) {
@@ -76,5 +82,25 @@ where
         }
         self.metrics.request(Reason::Informed);
         Ok(json(StatusCode::OK, info::answer(&tenant).into()))
+    }
+
+    /// The tenant of an identity that is assigned to the pod.
+    async fn tenant_of<'a>(
+        &'a self,
+        connection: &'a Connection,
+        allow: &Allow,
+        identity: &Arc<Identity>,
+        waiting: &mut Option<Waiting<'a>>,
+    ) -> Result<String, EndpointError> {
+        let own = authority::filled(identity.tenant_id.as_deref()).filter(|tenant| authority::is_id(tenant));
+        if let Some(tenant) = own {
+            return Ok(tenant.to_owned());
+        }
+        // Managed identities usually have none in their object, and others may have a domain's name.
+        let token = match self.tokens.ready(identity, ANY_RESOURCE) {
+            Some(ready) => ready.map_err(|error| unavailable(error, allow, identity))?,
+            None => self.cold(connection, allow, identity, ANY_RESOURCE, Freshness::Any, waiting).await?,
+        };
+        Ok(token.tenant().ok_or(EndpointError::TenantUnknown)?.to_owned())
     }
 }

@@ -9,7 +9,7 @@ use super::{
     Connection, authority,
     body::Body,
     broker::OnAuditFailure,
-    broker::{Asked, Broker, Ground, ground, is_foreign},
+    broker::{Asked, Broker, Ground, assignment_of, exception_of, ground, is_foreign},
     error::{EndpointError, RateLimit, json},
     forms::{Form, TokenRequest},
     limits::Waiting,
@@ -100,7 +100,7 @@ where
     ) -> Result<Arc<Token>, EndpointError> {
         let assignment = match ground(&allow.source) {
             Ground::Assignment(assignment) => assignment,
-            Ground::Exempt => {
+            Ground::Exempt(_) => {
                 self.wait_in_line(connection, waiting)?;
                 let token = self.metadata.exempt_token(&allow.pod, request).await;
                 return token.map_err(|error| EndpointError::Token { error, foreign: false });
@@ -154,10 +154,7 @@ where
         if expires_on.as_second() <= now.as_second() {
             return Err(EndpointError::Unsettled.into());
         }
-        let assignment = match ground(&allow.source) {
-            Ground::Assignment(assignment) => Some(&**assignment),
-            Ground::Exempt => None,
-        };
+        let assignment = assignment_of(allow);
         let mut record = AuditRecord {
             time: now,
             verdict: Verdict::Issued,
@@ -167,6 +164,7 @@ where
             pod: Some(&allow.pod),
             binding: assignment.map(|assignment| &assignment.binding),
             identity: assignment.map(|assignment| &assignment.identity.object),
+            exception: exception_of(allow),
             resource: &request.resource,
             client_id: token.client_id(),
             expires_on: Some(expires_on),
@@ -235,7 +233,7 @@ fn is_same(one: &Source, other: &Source) -> bool {
         (Ground::Assignment(one), Ground::Assignment(other)) => {
             Arc::ptr_eq(one, other) || same(&one.identity, &other.identity)
         }
-        (Ground::Exempt, Ground::Exempt) => true,
-        (Ground::Assignment(_), Ground::Exempt) | (Ground::Exempt, Ground::Assignment(_)) => false,
+        (Ground::Exempt(_), Ground::Exempt(_)) => true,
+        (Ground::Assignment(_), Ground::Exempt(_)) | (Ground::Exempt(_), Ground::Assignment(_)) => false,
     }
 }

@@ -128,11 +128,19 @@ pub async fn serve<D, T, A, C>(
         }
         // Answers are small and waited for.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(broker.stack(broker.connection(peer)));
+        let connection = broker.connection(peer);
+        let pause = connection.pause;
+        let service = TowerToHyperService::new(broker.stack(connection));
         let stream = Patient::new(stream, config.write_timeout, config.linger);
         let served = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let cut = cut.clone();
         tasks.spawn(async move {
+            let served = async {
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
+                served.await
+            };
             tokio::select! {
                 done = served => if let Err(error) = done { tracing::debug!(%peer, %error, "connection") },
                 () = cut.cancelled() => {}
