@@ -52,6 +52,8 @@ pub struct AuditRecord<'a> {
     pub binding: Option<&'a ObjectRef>,
     /// The identity.
     pub identity: Option<&'a ObjectRef>,
+    /// The exception by which the pod has the node's own identities; then there is no binding.
+    pub exception: Option<&'a ObjectRef>,
     /// The audience asked for.
     pub resource: &'a str,
     /// The application or managed identity the token is for.
@@ -104,6 +106,8 @@ impl AuditSink for LogAudit {
             identity = object(record.identity),
             identity_uid = record.identity.map(|o| &*o.uid),
             identity_generation = record.identity.map(|o| o.generation),
+            exception = object(record.exception),
+            exception_uid = record.exception.map(|o| &*o.uid),
             resource = record.resource,
             client_id = record.client_id,
             expires_on = record.expires_on.map(tracing::field::display),

@@ -7,18 +7,21 @@ mod support;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use identity_broker::{
-    Backend, Broker, BrokerConfig, Cache, CacheConfig, Freshness, Metadata, Metrics, Rate, Reason, ServerConfig, Token,
-    TokenError,
+    AuditError, AuditRecord, AuditSink, Backend, Broker, BrokerConfig, Cache, CacheConfig, Freshness, Metadata,
+    Metrics, Rate, Reason, ServerConfig, Token, TokenError,
     endpoint::{TokenRequest, forms::imds::parse},
     metadata::{Bounds, Passthrough, PassthroughConfig, Policy, Shares},
     serve,
 };
-use identity_core::lookup::{Caller, Decision, Deny, Identity, Request, Wait};
+use identity_core::lookup::{Allow, Caller, Decision, Deny, Identity, ObjectRef, Request, Source, Wait};
 use identity_crd::IdentityType;
 use jiff::Timestamp;
 use support::{
@@ -504,12 +507,83 @@ async fn an_exempted_pods_request_is_asked_as_it_made_it() {
         assert!(request.contains(parameter), "{request}");
     }
     // Its share, in the end.
-    let (greedy, mut refused) = (pod("greedy"), None);
-    for _ in 0..20 {
-        if let Err(TokenError::Unavailable { retry_after, .. }) = passthrough.exempt_token(&greedy, &asked("")).await {
-            refused = Some(retry_after);
-        }
+    let (greedy, request) = (pod("greedy"), asked(""));
+    let answers = futures::future::join_all((0..20).map(|_| passthrough.exempt_token(&greedy, &request))).await;
+    let refused = answers.iter().filter(
+        |answer| matches!(answer, Err(TokenError::Unavailable { retry_after, .. }) if *retry_after > Duration::ZERO),
+    );
+    let refused = refused.count();
+    assert!(refused >= 16, "{refused}: more than may be under way");
+    assert_eq!(azures.entra.requests().len(), 6 + 20 - refused);
+}
+
+/// An audit that remembers on what ground.
+#[derive(Clone, Default)]
+struct Grounds(Arc<Mutex<Vec<String>>>);
+
+impl AuditSink for Grounds {
+    async fn record(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
+        let name = |object: Option<&ObjectRef>| object.map_or("-".to_owned(), |object| object.name.to_string());
+        let line = format!(
+            "{} pod {} exception {} binding {} client {}",
+            record.verdict.as_str(),
+            record.pod.map_or("-", |pod| &*pod.name),
+            name(record.exception),
+            name(record.binding),
+            record.client_id.unwrap_or("-"),
+        );
+        self.0.lock().unwrap().push(line);
+        Ok(())
     }
-    assert!(refused.is_some_and(|wait| wait > Duration::ZERO));
-    assert!(azures.entra.requests().len() < 20);
+}
+
+fn exempted(name: &str) -> impl Fn(&Caller<'_>, &Request<'_>) -> Decision + Send + use<> {
+    let (pod, source) = (pod(name), Source::Exception(Arc::new(support::object("agents"))));
+    move |_, _| Decision::Allow(Allow { pod: Arc::clone(&pod), source: source.clone(), until: None })
+}
+
+#[tokio::test]
+async fn a_token_of_the_nodes_identity_leaves_only_with_its_record_and_while_the_exception_stands() {
+    let azures = azures().await;
+    let endpoint = format!("http://{}", azures.entra.imds_address().unwrap()).parse().unwrap();
+    let config = PassthroughConfig { endpoint, ..PassthroughConfig::default() };
+    let (metrics, rules, grounds) = (Arc::new(Metrics::default()), Rules::new(exempted("agent")), Grounds::default());
+    let passthrough = Arc::new(Passthrough::new(config, wall_clock, Arc::clone(&metrics)));
+    let tokens = Cache::new(NoTokens, wall_clock, CacheConfig::default(), Arc::clone(&metrics));
+    let config = BrokerConfig::default();
+    let (rule, audit) = (Arc::clone(&rules), grounds.clone());
+    let broker = Broker::with_metadata(rule, tokens, audit, wall_clock, config, metrics, passthrough);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let _stop = shutdown.clone().drop_guard();
+    let dialled = Dialled(Arc::new(Mutex::new(metadata())));
+    tokio::spawn(serve(listener, dialled, broker, ServerConfig::default(), shutdown));
+    let ask = async |request: String| Client::connect(address).await.exchange(&request).await;
+
+    let answer = ask(support::token(&format!("{}&client_id={MANAGED}", support::QUERY))).await;
+    let body = answer.json();
+    assert_eq!(
+        (answer.status, &body["client_id"], &body["resource"]),
+        (200, &MANAGED.into(), &"https://vault.azure.net".into())
+    );
+    for field in ["access_token", "expires_in", "expires_on", "ext_expires_in", "not_before", "token_type"] {
+        assert!(body[field].is_string(), "{field}: {body}");
+    }
+    let refused = ask(support::token(&format!("{}&client_id=other", support::QUERY))).await;
+    assert_eq!(refused.error(), (400, "invalid_request".into(), "Identity not found".into()));
+    let tenant = ask(get("/metadata/identity/info?api-version=2018-02-01")).await;
+    assert_eq!((tenant.status, &tenant.json()["tenantId"]), (200, &support::azures::TENANT.into()));
+    // Still somebody else's request when the service has answered, but not one that is exempted.
+    let asked = AtomicUsize::new(0);
+    let (first, then) = (exempted("late"), allow("late", identity("id", IdentityType::ServicePrincipal)));
+    rules.set(
+        move |caller, request| {
+            if asked.fetch_add(1, Ordering::SeqCst) == 0 { first(caller, request) } else { then(caller, request) }
+        },
+    );
+    assert_eq!(ask(support::token(support::QUERY)).await.status, 503);
+    let lines = grounds.0.lock().unwrap().clone();
+    assert_eq!(lines[0], format!("issued pod agent exception agents binding - client {MANAGED}"));
+    assert_eq!(lines[1], "failed pod agent exception agents binding - client -");
+    assert!(lines[2..].iter().all(|line| !line.starts_with("issued")), "{lines:?}");
 }

@@ -49,9 +49,9 @@ impl Shares {
     /// pods leave.
     pub const TOKENS: Self = Self {
         total: Rate { every: Duration::from_millis(200), burst: 5 },
-        pod: Rate { every: Duration::from_millis(500), burst: 5 },
-        under_way: 4,
-        under_way_per_pod: 2,
+        pod: Rate { every: Duration::from_millis(250), burst: 20 },
+        under_way: 16,
+        under_way_per_pod: 4,
         hold: Duration::from_secs(2),
     };
 }
