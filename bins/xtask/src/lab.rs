@@ -174,6 +174,20 @@ impl Lab {
         there.with_context(|| format!("no connection from {pod} to the metadata endpoint"))
     }
 
+    /// Lets one of the lab's processes stand still until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When the lab has no process of this name.
+    pub fn still(&self, name: &str) -> anyhow::Result<Still> {
+        let record: serde_json::Value =
+            serde_json::from_str(&files::read(&self.run_dir.join("lab.json"))?).context("lab.json is no JSON")?;
+        let process = record["processes"].as_array().into_iter().flatten().find(|process| process["name"] == name);
+        let id =
+            process.and_then(|process| process["pid"].as_u64()).with_context(|| format!("no {name} in lab.json"))?;
+        Cmd::new("kill").args(["-STOP", &id.to_string()]).run_quietly()?;
+        Ok(Still(id.to_string()))
+    }
+
     /// What the lab and both binaries have written so far.
     pub fn log(&self) -> String {
         let mut text = String::new();
@@ -222,6 +236,16 @@ impl Lab {
             bail!("the lab left behind:\n{}", left.join("\n"));
         }
         Ok(())
+    }
+}
+
+/// A process that stands still; it goes on when this is dropped.
+#[derive(Debug)]
+pub struct Still(String);
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        let _ = Cmd::new("kill").args(["-CONT", &self.0]).run_quietly();
     }
 }
 

@@ -21,9 +21,7 @@ use self::{cells::Cell, clients::Client};
 use crate::{
     application::{Application, Id, Kind, Question, SdkAnswer},
     clock::{self, Stopwatch},
-    files,
     lab::{Answer, Lab},
-    run::Cmd,
     setup::sdk,
 };
 
@@ -97,7 +95,7 @@ fn cells_of(lab: &Lab, kit: &sdk::Kit) -> anyhow::Result<Vec<Row>> {
     each(all, |one| one.ask(Cell::NoIdentity))?;
 
     // Bound but not assigned yet, since the controller stands still: requests are held.
-    let controller = Standing::still(lab, "identity-controller")?;
+    let controller = lab.still("identity-controller")?;
     lab.write("first.yaml", &scene::identity(scene::FIRST))?;
     lab.write("first-binding.yaml", &scene::binding(scene::FIRST, &[]))?;
     let pod = scene::pod(Client::Curl);
@@ -223,28 +221,6 @@ fn held(
         one.note(cell, &answer, before)?;
     }
     Ok(())
-}
-
-/// A process of the lab that stands still until this is dropped.
-struct Standing(String);
-
-impl Standing {
-    fn still(lab: &Lab, name: &str) -> anyhow::Result<Self> {
-        let record: serde_json::Value =
-            serde_json::from_str(&files::read(&lab.run_dir().join("lab.json"))?).context("lab.json is no JSON")?;
-        let processes = record["processes"].as_array().into_iter().flatten();
-        let process = processes.into_iter().find(|process| process["name"] == name);
-        let id =
-            process.and_then(|process| process["pid"].as_u64()).with_context(|| format!("no {name} in lab.json"))?;
-        Cmd::new("kill").args(["-STOP", &id.to_string()]).run_quietly()?;
-        Ok(Self(id.to_string()))
-    }
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        let _ = Cmd::new("kill").args(["-CONT", &self.0]).run_quietly();
-    }
 }
 
 fn probe(lab: &Lab, pod: &str) -> anyhow::Result<Answer> {
