@@ -229,6 +229,7 @@ mod tests {
             &["--node-address", "::1"],
             &["--netfilter", "ebtables"],
             &["--metadata-policy", "/nonexistent/policy.yaml"],
+            &["--exception-namespaces", "kube-system,*"],
             &["--manifests", "m"],
         ] {
             let error = Args::try_parse_from(NODE.iter().chain(flags)).unwrap_err();

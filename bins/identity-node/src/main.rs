@@ -65,7 +65,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (synced, is_synced) = watch::channel(false);
     let follow = node::Config {
         addresses: own_addresses(address)?,
-        options: Options { cluster_wide: args.node.cluster_wide_matching, ..Options::default() },
+        options: Options {
+            cluster_wide: args.node.cluster_wide_matching,
+            exception_namespaces: args.metadata.exception_namespaces.iter().cloned().collect(),
+            ..Options::default()
+        },
         observer,
         ..node::Config::new(name)
     };

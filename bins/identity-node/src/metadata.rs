@@ -13,6 +13,21 @@ pub(crate) struct MetadataArgs {
         long, value_name = "allow|block|FILE", value_parser = policy, env = "ENTRA_POD_IDENTITY_METADATA_POLICY"
     )]
     pub(crate) metadata_policy: Option<Policy>,
+
+    /// Namespaces whose AzurePodIdentityExceptions count: they give pods the node's own identities. When not given: none
+    #[arg(
+        long, value_name = "NAMESPACE,…", value_delimiter = ',', value_parser = namespace,
+        env = "ENTRA_POD_IDENTITY_EXCEPTION_NAMESPACES"
+    )]
+    pub(crate) exception_namespaces: Vec<String>,
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if text.is_empty() || text.len() > 63 || !text.bytes().all(plain) {
+        return Err("the name of a namespace has lower-case letters, digits and `-`; there are no patterns".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn policy(text: &str) -> Result<Policy, String> {
@@ -29,6 +44,14 @@ fn policy(text: &str) -> Result<Policy, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn namespaces_are_names() {
+        assert_eq!(namespace("kube-system").as_deref(), Ok("kube-system"));
+        for wrong in ["", "*", "Kube", "a b", "team-*"] {
+            assert!(namespace(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_word_or_a_file() {

@@ -192,3 +192,61 @@ fn policy_file(lab: &Lab) -> anyhow::Result<()> {
     ensure!(posts == 1, "{posts} approvals reached the node's service");
     Ok(())
 }
+
+#[test]
+fn an_exempted_pod_gets_what_it_asks_for_of_the_node_and_no_other_pod_does() -> anyhow::Result<()> {
+    let lab = Lab::up(None, |directory| fill(directory, "--exception-namespaces, agents"))?;
+    exceptions(&lab).with_context(|| lab.log_tail())?;
+    lab.down()
+}
+
+fn exceptions(lab: &Lab) -> anyhow::Result<()> {
+    let named = [
+        (format!("client_id={OF_THE_NODE}"), OF_THE_NODE),
+        (format!("client_id={ASSIGNED}"), ASSIGNED),
+        (format!("mi_res_id={}", NODE_ID.replace('/', "%2F")), OF_THE_NODE),
+        (format!("msi_res_id={}", NODE_ID.to_uppercase()), OF_THE_NODE),
+    ];
+    for (name, application) in &named {
+        let answer = lab.ask("agents/agent", &format!("{VAULT}&{name}"))?;
+        ensure!(answer.claims()?.appid == *application, "{name}: {answer:?}");
+        for field in ["expires_in", "expires_on", "not_before", "resource", "token_type", "client_id"] {
+            ensure!(!answer.field(field).is_empty(), "no {field} in {answer:?}");
+        }
+    }
+    // The node has two: its own words about that, and about one that it has not.
+    let several = lab.ask("agents/agent", VAULT)?;
+    ensure!(
+        several.status == 400 && several.field("error_description").starts_with("Multiple user assigned"),
+        "{several:?}"
+    );
+    let unknown = lab.ask("agents/agent", &format!("{VAULT}&client_id=cccccccc-0000-4000-8000-000000000009"))?;
+    ensure!(unknown.status == 400 && unknown.field("error_description").contains("Identity not found"), "{unknown:?}");
+
+    // Without the label, in a namespace that is not listed, with a binding: none of them gets it.
+    for pod in ["agents/other", "demo/agent", "demo/bare", "demo/app"] {
+        let answer = lab.ask(pod, &format!("{VAULT}&client_id={OF_THE_NODE}"))?;
+        ensure!(answer.status == 400 && answer.field("access_token").is_empty(), "{pod}: {answer:?}");
+    }
+    ensure!(lab.ask("demo/app", VAULT)?.claims()?.appid == ASSIGNED);
+    // The policy is for exempted pods, too.
+    ensure!(ask(lab, "agents/agent", &[], ATTESTED)?.status == 403);
+
+    // Each is recorded, with pod, exception and client id.
+    let log = lab.log();
+    for application in [OF_THE_NODE, ASSIGNED] {
+        let parts =
+            ["token issued", "pod_namespace=\"agents\"", "pod=\"agent\"", "exception=\"agents/agents\"", application];
+        let found = log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+        ensure!(found, "no record of a token of {application}");
+    }
+
+    // And no more, as soon as the exception is gone.
+    let objects = files::read(&lab.manifests().join("objects.yaml"))?;
+    lab.write("objects.yaml", &objects.replace("podLabels: {role: agent, other: label}", "podLabels: {role: nobody}"))?;
+    clock::wait_for(Duration::from_secs(20), || {
+        let answer = lab.ask("agents/agent", &format!("{VAULT}&client_id={OF_THE_NODE}"))?;
+        Ok((answer.status == 400).then_some(()))
+    })?
+    .context("the pod is exempted for ever")
+}
