@@ -66,8 +66,8 @@ pub struct LimitsConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            // About 3 % of a core. An application needs a few tokens an hour.
-            requests: Rate::per_second(1000, 2000),
+            // About 4 % of a core. An application needs a few tokens an hour.
+            requests: Rate::per_second(2000, 4000),
             cheap: Rate::per_second(2000, 4000),
             connections: Rate::per_second(2000, 4000),
             // IMDS answers 20 a second to all of the virtual machine: a pod that asks for all at once takes one of them.

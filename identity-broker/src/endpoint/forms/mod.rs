@@ -125,3 +125,51 @@ pub fn imds_request(head: &[u8]) -> Result<TokenRequest, EndpointError> {
     require_metadata(&headers)?;
     Ok(imds::parse(&query)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn requests_as_text() {
+        let query = "api-version=2018-02-01&resource=https%3A%2F%2Fvault.azure.net&client_id=c";
+        let of = |headers: &str| imds_request(format!("{query}\n{headers}").as_bytes());
+        for fine in
+            ["Metadata: true", "metadata:true\r\nAccept: */*\r\n", "no colon\nMetadata:  TRUE", ": \nMetadata: true"]
+        {
+            let request = of(fine).unwrap_or_else(|error| panic!("{fine:?}: {error}"));
+            assert_eq!(request.resource, "https://vault.azure.net");
+            assert_eq!(request.identity, Some((Selector::ClientId, "c".to_owned())));
+        }
+        for headers in ["", "Metadata: false", "Metadata: true\nMetadata: true", "Metadata: true, true"] {
+            assert!(matches!(of(headers), Err(EndpointError::MetadataHeader)), "{headers:?}");
+        }
+        assert!(matches!(of("Metadata: true\nX-Forwarded-For: 10.0.0.1"), Err(EndpointError::Forwarded)));
+        // The header check comes before everything else.
+        assert!(matches!(imds_request(b"%%%\n"), Err(EndpointError::MetadataHeader)));
+        let error = imds_request(b"%%%\nMetadata: true");
+        assert!(matches!(error, Err(EndpointError::Query(QueryError::Encoding))));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300), guarded in any::<bool>()) {
+            let mut head = bytes;
+            if guarded {
+                head.extend_from_slice(b"\nMetadata: true");
+            }
+            let _ = imds_request(&head);
+        }
+
+        /// What is read has what a request must have, however it was written.
+        #[test]
+        fn what_is_read_is_complete(query in "(api-version|resource|client_id|object_id|mi_res_id|bypass_cache|x)?(=|&|2018-02-01|true|%[0-9a-f]{2}|[a-z]|https://login\\.microsoftonline\\.com){0,20}") {
+            if let Ok(request) = imds::parse(&query) {
+                prop_assert!(!request.resource.trim().is_empty() && request.resource.len() <= MAX_RESOURCE);
+                prop_assert!(request.identity.is_none_or(|(_, id)| !id.is_empty() && id.len() <= MAX_ID));
+            }
+        }
+    }
+}
