@@ -8,15 +8,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::Instant,
-};
+use tokio::time::Instant;
 
-/// At most so many at a time and so many a second: a burst, then one each so often (generic cell rate algorithm).
+use super::turns::{Place, Turns};
+
+/// At most so many at a time, given out in turn, and so many a second: a burst, then one each so often (generic cell rate
+/// algorithm).
 #[derive(Debug)]
 pub(crate) struct Limit {
-    slots: Semaphore,
+    places: Turns,
     every: Duration,
     /// What a full burst lasts.
     ahead: Duration,
@@ -27,12 +27,12 @@ impl Limit {
     /// `at_once` at a time; `burst` from idle, `a_second` in the long run. No second has more than both together.
     pub(crate) fn new(at_once: usize, burst: u32, a_second: u32) -> Self {
         let every = Duration::from_secs(1) / a_second.max(1);
-        Self { slots: Semaphore::new(at_once), every, ahead: every * burst.max(1), next: Mutex::default() }
+        Self { places: Turns::new(at_once), every, ahead: every * burst.max(1), next: Mutex::default() }
     }
 
-    /// Waits for a turn; the turn ends when the result is dropped. Callers bound the wait.
-    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        let permit = self.slots.acquire().await.ok()?;
+    /// Waits for the turn of `who`; it ends when the result is dropped. Callers bound the wait.
+    pub(crate) async fn turn(&self, who: u64) -> impl Drop + use<'_> {
+        let place: Place<'_> = self.places.take(who).await;
         let at = {
             let now = Instant::now();
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +43,7 @@ impl Limit {
         if let Some(at) = at {
             tokio::time::sleep_until(at).await;
         }
-        Some(permit)
+        place
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
         for pause in [0, 0, 3, 0] {
             tokio::time::advance(Duration::from_secs(pause)).await;
             for _ in 0..30 {
-                drop(limit.turn().await);
+                drop(limit.turn(0).await);
                 turns.push(Instant::now());
             }
         }
@@ -101,10 +101,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn at_most_so_many_at_once() {
         let limit = Limit::new(2, 1000, 1000);
-        let (_one, two) = (limit.turn().await, limit.turn().await);
-        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn()).await.is_err());
+        let (_one, two) = (limit.turn(0).await, limit.turn(0).await);
+        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn(0)).await.is_err());
         drop(two);
-        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn()).await.is_ok());
+        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn(0)).await.is_ok());
     }
 
     #[test]

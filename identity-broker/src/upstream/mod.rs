@@ -7,6 +7,7 @@ mod entra;
 mod http;
 pub(crate) mod imds;
 mod limit;
+mod turns;
 
 use std::{sync::Arc, time::Duration};
 
@@ -120,7 +121,7 @@ impl<C: Clock> Azure<C> {
     ) -> Result<Token, (Failure, u64)> {
         if identity.kind == IdentityType::UserAssignedManagedIdentity {
             let endpoint = &self.config.metadata_endpoint;
-            let _turn = self.imds.turn().await;
+            let _turn = self.imds.turn(who(identity)).await;
             let begin = Instant::now();
             let answer = imds::token(&self.clients, endpoint, identity, resource, freshness, self.clock.now()).await;
             self.observe("imds", begin, &answer);
@@ -149,7 +150,7 @@ impl<C: Clock> Azure<C> {
             version: loaded.version,
             resource,
         };
-        let _turn = self.entra.turn().await;
+        let _turn = self.entra.turn(who(identity)).await;
         let begin = Instant::now();
         let answer = entra::token(&self.clients, &request, self.clock.now()).await;
         self.observe("entra", begin, &answer);
@@ -205,6 +206,12 @@ impl<C: Clock> Azure<C> {
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// Whose turn it is. Not the pod's: pods with the same identity share its tokens, so that they wait for the same.
+fn who(identity: &Identity) -> u64 {
+    let object = &identity.object;
+    crate::digest::first64([&*object.namespace, &*object.name, &*object.uid].join("/").as_bytes())
 }
 
 impl<C: Clock> Backend for Azure<C> {
