@@ -31,7 +31,7 @@ pub struct Shares {
     pub under_way: usize,
     /// The most of one pod.
     pub under_way_per_pod: usize,
-    /// The longest wait for a turn.
+    /// The longest wait for a turn; then it is 429.
     pub hold: Duration,
 }
 
@@ -40,7 +40,7 @@ impl Shares {
     pub const GENERAL: Self = Self {
         total: Rate { every: Duration::from_millis(250), burst: 4 },
         pod: Rate { every: Duration::from_millis(500), burst: 4 },
-        under_way: 32,
+        under_way: 1024,
         under_way_per_pod: 4,
         hold: Duration::from_secs(2),
     };
@@ -49,8 +49,8 @@ impl Shares {
     /// pods leave.
     pub const TOKENS: Self = Self {
         total: Rate { every: Duration::from_millis(200), burst: 5 },
-        pod: Rate { every: Duration::from_millis(250), burst: 20 },
-        under_way: 16,
+        pod: Rate { every: Duration::from_millis(200), burst: 5 },
+        under_way: 1024,
         under_way_per_pod: 4,
         hold: Duration::from_secs(2),
     };
@@ -113,15 +113,13 @@ impl State {
         self.active = u32::try_from(active).unwrap_or(u32::MAX);
     }
 
-    /// When the request may be made. What is refused costs nothing.
-    fn enter(&mut self, uid: &Arc<str>, now: Instant) -> Result<Instant, Refused> {
-        let shares = self.shares;
-        let refused = |retry_after| Err(Refused { retry_after });
+    /// Takes a place for a request of a pod.
+    fn enter(&mut self, uid: &Arc<str>, now: Instant) -> Result<(), Refused> {
         self.count(now);
         let known = self.pods.len();
         let pod = match self.pods.get_mut(uid) {
             Some(pod) => pod,
-            None if known >= MAX_PODS => return refused(SOON),
+            None if known >= MAX_PODS => return Err(Refused { retry_after: SOON }),
             None => {
                 self.active += 1;
                 let new = Pod { whole: now, asked: now, turn: None, under_way: 0 };
@@ -129,9 +127,22 @@ impl State {
             }
         };
         pod.asked = now;
-        if self.under_way >= shares.under_way || pod.under_way >= shares.under_way_per_pod {
-            return refused(SOON);
+        if self.under_way >= self.shares.under_way || pod.under_way >= self.shares.under_way_per_pod {
+            return Err(Refused { retry_after: SOON });
         }
+        self.under_way += 1;
+        pod.under_way += 1;
+        Ok(())
+    }
+
+    /// When a request that has a place may be made, at `last` at the latest, or when it is worth asking for a turn again. What
+    /// is refused costs nothing.
+    fn turn(&mut self, uid: &str, now: Instant, last: Instant) -> Result<Instant, Refused> {
+        let refused = |retry_after| Err(Refused { retry_after });
+        self.count(now);
+        let shares = self.shares;
+        let Some(pod) = self.pods.get_mut(uid) else { return refused(SOON) };
+        pod.asked = now;
         let too_early = pod.whole.saturating_duration_since(now + tolerance(shares.pod));
         if too_early > Duration::ZERO {
             return refused(too_early);
@@ -141,15 +152,13 @@ impl State {
         // The line is for those who have not had their even part: whoever hammers is not first in it again and again.
         let even = shares.total.every * self.active;
         let next = pod.turn.map_or(Duration::ZERO, |turn| (turn + even).saturating_duration_since(now));
-        if wait > Duration::ZERO && next > wait {
+        if self.active > 1 && wait > Duration::ZERO && next > wait {
             return refused(next);
         }
-        if wait > shares.hold {
+        if !wait.is_zero() && now + wait > last {
             return refused(wait);
         }
         self.whole = Some(whole + shares.total.every);
-        self.under_way += 1;
-        pod.under_way += 1;
         pod.whole = pod.whole.max(now) + shares.pod.every;
         pod.turn = Some(now + wait);
         Ok(now + wait)
@@ -187,13 +196,23 @@ impl Turns {
 
     /// Waits for the pod's turn, at most [`Shares::hold`].
     pub(super) async fn take(&self, uid: &Arc<str>) -> Result<Place, Refused> {
-        let now = Instant::now();
-        let at = self.with(|state| state.enter(uid, now))?;
+        let begin = Instant::now();
+        let deadline = self.with(|state| state.enter(uid, begin).map(|()| begin + state.shares.hold))?;
         let place = Place { turns: self.clone(), uid: Arc::clone(uid) };
-        if at > now {
+        loop {
+            let now = Instant::now();
+            let at = match self.with(|state| state.turn(uid, now, deadline)) {
+                Ok(at) => {
+                    tokio::time::sleep_until(at).await;
+                    return Ok(place);
+                }
+                Err(Refused { retry_after }) => now + retry_after,
+            };
+            if at > deadline {
+                return Err(Refused { retry_after: at - now });
+            }
             tokio::time::sleep_until(at).await;
         }
-        Ok(place)
     }
 
     /// The service has answered 429.
@@ -227,10 +246,11 @@ mod tests {
 
     /// One that asks at an instant and is done at once.
     fn ask(state: &mut State, pod: &Arc<str>, at: Instant) -> Result<Duration, Duration> {
-        let outcome = state.enter(pod, at);
-        if outcome.is_ok() {
+        let outcome = state.enter(pod, at).and_then(|()| {
+            let turn = state.turn(pod, at, at + state.shares.hold);
             state.leave(pod);
-        }
+            turn
+        });
         outcome.map(|when| when - at).map_err(|refused| refused.retry_after)
     }
 
@@ -299,13 +319,7 @@ mod tests {
 
     #[test]
     fn requests_under_way_are_bounded() {
-        let shares = Shares {
-            total: Rate::per_second(1000, 1000),
-            pod: Rate::per_second(1000, 1000),
-            under_way: 3,
-            under_way_per_pod: 2,
-            hold: MS(0),
-        };
+        let shares = Shares { under_way: 3, under_way_per_pod: 2, ..Shares::GENERAL };
         let (mut state, now) = (State::new(shares), Instant::now());
         let (one, other) = (uid("a"), uid("b"));
         assert!(state.enter(&one, now).is_ok() && state.enter(&one, now).is_ok());
@@ -344,6 +358,53 @@ mod tests {
         );
         turns.pause(Duration::from_hours(1));
         assert_eq!(turns.take(&uid("x")).await.unwrap_err().retry_after, MAX_PAUSE);
+        assert_eq!(turns.with(|state| state.under_way), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_after_the_other_is_slowed_down_and_many_at_once_are_refused() {
+        let turns = Turns::new(Shares::GENERAL);
+        let (begin, pod) = (Instant::now(), uid("a"));
+        for _ in 0..14 {
+            drop(turns.take(&pod).await.unwrap());
+        }
+        // Four at once, then one each half second.
+        assert_eq!(begin.elapsed(), MS(5000));
+        let many = futures::future::join_all((0..10).map(|_| turns.take(&pod))).await;
+        assert_eq!(many.iter().filter(|place| place.is_ok()).count(), 4);
+        assert_eq!(begin.elapsed(), MS(7000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_hammer_with_all_they_have_share_with_one_that_does_not() {
+        let turns = Turns::new(Shares::GENERAL);
+        let stop = Instant::now() + Duration::from_mins(1);
+        let hammer = async |pod: Arc<str>| {
+            let mut served = 0;
+            while Instant::now() < stop {
+                match turns.take(&pod).await {
+                    Ok(_) => served += 1,
+                    Err(_) => tokio::time::sleep(MS(10)).await,
+                }
+            }
+            served
+        };
+        let hammers = (0..80).map(|n| hammer(uid(n / 8)));
+        let polite = async {
+            let (mut served, mut asked) = (0, 0);
+            while Instant::now() < stop {
+                served += usize::from(turns.take(&uid("polite")).await.is_ok());
+                asked += 1;
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+            (served, asked)
+        };
+        let (hammered, (served, asked)) = tokio::join!(futures::future::join_all(hammers), polite);
+        // Eleven pods share four a second: an even part is one in 2.75 s, and this one asks for less.
+        // It may find the line full when all begin at once.
+        assert!(served + 1 >= asked, "{served} of {asked}");
+        let total = hammered.iter().sum::<usize>() + served;
+        assert!((235..=252).contains(&total), "{total}");
     }
 
     proptest! {
@@ -356,13 +417,15 @@ mod tests {
             let mut under_way: Vec<Arc<str>> = Vec::new();
             for (pause, pod, ends) in asked {
                 now += MS(pause);
-                match state.enter(&uid(pod), now) {
-                    Ok(at) => {
-                        prop_assert!(at >= now && at <= now + Shares::GENERAL.hold);
-                        turns.push((at, pod));
-                        under_way.push(uid(pod));
+                if state.enter(&uid(pod), now).is_ok() {
+                    under_way.push(uid(pod));
+                    match state.turn(&uid(pod), now, now + Shares::GENERAL.hold) {
+                        Ok(at) => {
+                            prop_assert!(at >= now && at <= now + Shares::GENERAL.hold);
+                            turns.push((at, pod));
+                        }
+                        Err(Refused { retry_after }) => prop_assert!(retry_after > Duration::ZERO),
                     }
-                    Err(Refused { retry_after }) => prop_assert!(retry_after > Duration::ZERO),
                 }
                 if ends && !under_way.is_empty() {
                     state.leave(&under_way.remove(0));
