@@ -201,6 +201,20 @@ async fn half_a_request_does_not_stay() {
     assert!(answer.is_none_or(|answer| answer.status == 408), "closed");
     // Neither does a connection without any.
     assert!(Client::connect(bench.server.address).await.closed().await);
+    // Nor one that sends a byte now and then: the time is for the whole head.
+    let open = || bench.server.metrics.connections.get();
+    until("the others are closed", || open() == 0).await;
+    let mut dripping = Client::connect(bench.server.address).await;
+    until("open", || open() == 1).await;
+    let mut every = tokio::time::interval(Duration::from_millis(5));
+    dripping.send("GET /metadata/identity/oauth2/token HTTP/1.1\r\nX: ").await;
+    let given_up = async {
+        while open() > 0 {
+            every.tick().await;
+            dripping.send_anyway("x").await;
+        }
+    };
+    tokio::time::timeout(LIMIT, given_up).await.expect("given up");
 }
 
 #[tokio::test]
