@@ -48,6 +48,8 @@ pub(super) struct PodEntry {
     pub(super) assignments: SmallVec<[Candidate; 2]>,
     /// Bindings that select the pod and have no assignment yet.
     pub(super) expected: Box<[Expected]>,
+    /// A binding selects the pod whose identity is missing or unusable. Nothing waits for it as long as the pod has another.
+    pub(super) stuck: bool,
     /// The exception that exempts it.
     pub(super) exempt: Option<Arc<ObjectRef>>,
 }
@@ -132,13 +134,14 @@ pub(super) struct View<'a> {
     pub(super) pod: &'a Arc<PodRef>,
     assignments: &'a [Candidate],
     expected: &'a [Expected],
+    stuck: bool,
     exempt: Option<&'a Arc<ObjectRef>>,
 }
 
 impl<'a> From<&'a PodEntry> for View<'a> {
     fn from(entry: &'a PodEntry) -> Self {
-        let PodEntry { pod, assignments, expected, exempt } = entry;
-        Self { pod, assignments, expected, exempt: exempt.as_ref() }
+        let PodEntry { pod, assignments, expected, stuck, exempt } = entry;
+        Self { pod, assignments, expected, stuck: *stuck, exempt: exempt.as_ref() }
     }
 }
 
@@ -146,7 +149,8 @@ impl<'a> From<&'a Sole> for View<'a> {
     #[inline]
     fn from(sole: &'a Sole) -> Self {
         fetch(&sole.pod, &sole.candidate.assignment);
-        Self { pod: &sole.pod, assignments: std::slice::from_ref(&sole.candidate), expected: &[], exempt: None }
+        let assignments = std::slice::from_ref(&sole.candidate);
+        Self { pod: &sole.pod, assignments, expected: &[], stuck: false, exempt: None }
     }
 }
 
@@ -177,7 +181,7 @@ impl View<'_> {
             });
         }
         if self.assignments.is_empty() {
-            if self.expected.is_empty() {
+            if self.expected.is_empty() && !self.stuck {
                 recorder.line(Verdict::No, || "no binding selects the pod".into());
                 return Decision::Deny(Deny::NoBinding(Arc::clone(self.pod)));
             }

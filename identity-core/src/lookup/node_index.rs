@@ -45,8 +45,9 @@ pub struct Binding {
     pub selection: Selection,
     /// Weight.
     pub weight: i32,
-    /// Whether the controller has said (of this generation) that no assignment will come of it: its identity is missing
-    /// or unusable.
+    /// Whether the controller has said (of this generation) that no assignment comes of it as things are: its identity is
+    /// missing or unusable. What a pod has otherwise does not wait for it; a pod that has nothing else is held all the same,
+    /// since manifests are often applied in this order.
     pub hopeless: bool,
 }
 
@@ -315,7 +316,8 @@ impl NodeIndex {
     }
 
     /// Why a pod of this node would get what it gets for a request, and what of it this node knows.
-    pub fn explain(&self, key: &ObjectKey, request: &Request<'_>) -> Explanation {
+    pub fn explain(&mut self, key: &ObjectKey, request: &Request<'_>) -> Explanation {
+        self.join();
         let mut tree = Tree::new(format!("pod {key} may have a token for `{}`", request.resource));
         let Some(held) = self.pods.get(key) else {
             tree.line(Verdict::No, || "this node does not know the pod".into());
@@ -427,7 +429,7 @@ impl NodeIndex {
         assignments.sort_by(|Candidate { assignment: a, .. }, Candidate { assignment: b, .. }| {
             b.weight.cmp(&a.weight).then_with(|| a.object.key().cmp(&b.object.key()))
         });
-        let mut expected = BTreeMap::new();
+        let (mut expected, mut stuck) = (BTreeMap::new(), false);
         for key in self.catalog.candidates(pod) {
             let Some(binding) = self.bindings.get(key) else { continue };
             if !binding.selection.selects(pod) || assignments.iter().any(|a| a.assignment.binding.is(&binding.object)) {
@@ -435,11 +437,13 @@ impl NodeIndex {
             }
             if recorder.check(!binding.hopeless, || {
                 format!(
-                    "binding {key} selects the pod: its assignment (of identity `{}`) can be expected",
+                    "binding {key} selects the pod, and its identity `{}` is there and can be used",
                     binding.identity
                 )
             }) {
                 expected.insert(key, binding);
+            } else {
+                stuck = true;
             }
         }
         PodEntry {
@@ -449,6 +453,7 @@ impl NodeIndex {
                 .into_values()
                 .map(|b| Expected { binding: b.object.clone(), identity: b.identity.clone(), weight: b.weight })
                 .collect(),
+            stuck,
             exempt,
         }
     }

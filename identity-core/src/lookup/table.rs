@@ -118,6 +118,7 @@ mod tests {
                 pod,
                 assignments: smallvec::SmallVec::new(),
                 expected: [].into(),
+                stuck: false,
                 exempt: None,
             }))),
         }

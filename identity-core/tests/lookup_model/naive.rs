@@ -82,10 +82,11 @@ impl World {
         out
     }
 
-    /// Bindings that select the pod, that may come to something, and that have no assignment yet.
-    fn naive_expected(&self, pod: &Pod) -> Vec<&AzureIdentityBinding> {
+    /// Bindings that select the pod, that may come to something, and that have no assignment yet; and whether there is one
+    /// that cannot come to anything as things are.
+    fn naive_expected(&self, pod: &Pod) -> (Vec<&AzureIdentityBinding>, bool) {
         let there = self.naive_assignments(pod);
-        let mut out = Vec::new();
+        let (mut out, mut stuck) = (Vec::new(), false);
         for (own, object) in &self.bindings {
             let reaches = self.options.cluster_wide || own.namespace == pod.reference.namespace;
             let hopeless = object.status.iter().flat_map(|s| &s.conditions).any(|c| {
@@ -98,11 +99,15 @@ impl World {
                     && binding.metadata.name == object.metadata.name
                     && binding.metadata.namespace == object.metadata.namespace
             });
-            if reaches && !hopeless && !has && naive_selects(&object.spec, pod) {
-                out.push(object);
+            if reaches && !has && naive_selects(&object.spec, pod) {
+                if hopeless {
+                    stuck = true;
+                } else {
+                    out.push(object);
+                }
             }
         }
-        out
+        (out, stuck)
     }
 
     pub(crate) fn naive(&self, address: IpAddr, pinned: Option<&str>, request: &Request<'_>) -> Naive {
@@ -138,8 +143,8 @@ impl World {
         if !exempting.is_empty() {
             return Naive::Exempt(uid, exempting);
         }
-        let (there, expected) = (self.naive_assignments(pod), self.naive_expected(pod));
-        if there.is_empty() && expected.is_empty() {
+        let (there, (expected, stuck)) = (self.naive_assignments(pod), self.naive_expected(pod));
+        if there.is_empty() && expected.is_empty() && !stuck {
             return Naive::NoBinding(uid);
         }
         if there.is_empty() {

@@ -85,17 +85,20 @@ async fn with_manifests_it_does_the_same() {
 #[tokio::test]
 async fn with_manifests_the_node_hears_what_will_come_of_a_binding() {
     use crate::{
-        lookup::{Caller, Decision, Published, Request, RequestedIdentity},
-        runtime::node,
+        lookup::{Caller, Decision, Published, Request, RequestedIdentity, Source},
+        runtime::{node, source::Source as Objects},
     };
     let temp = tempfile::tempdir().unwrap();
     let (directory, state) = (temp.path().join("manifests"), temp.path().join("state"));
     fs::create_dir(&directory).unwrap();
-    fs::write(directory.join("all.yaml"), manifests(&[pod("a"), binding("demo", "demo")])).unwrap();
+    let mut heavy = binding("heavy", "later");
+    heavy["spec"]["weight"] = 1.into();
+    let all = [pod("a"), identity("demo"), binding("demo", "demo"), heavy];
+    fs::write(directory.join("all.yaml"), manifests(&all)).unwrap();
     let published = Arc::new(Published::default());
     let (synced, _ready) = watch::channel(false);
     let stop = CancellationToken::new();
-    let source = Source::manifests(&directory, &state);
+    let source = Objects::manifests(&directory, &state);
     let node = tokio::spawn(node::run(node::Config::new("node-1"), source, published.clone(), synced, stop.clone()));
     let decide = || {
         let caller = Caller { address: "10.0.0.1".parse().unwrap(), pinned: None };
@@ -104,27 +107,34 @@ async fn with_manifests_the_node_hears_what_will_come_of_a_binding() {
     };
     until_really("it waits for the controller", || matches!(decide(), Decision::Wait(_))).await;
     let start = |holder: &str| {
-        Rig::start(Source::manifests(&directory, &state), holder, |config| {
+        Rig::start(Objects::manifests(&directory, &state), holder, |config| {
             config.options.status_interval = SignedDuration::ZERO;
         })
     };
     let rig = start("a");
-    until_really("there is nothing to wait for", || matches!(decide(), Decision::Deny(_))).await;
-    fs::write(directory.join("identity.yaml"), manifests(&[identity("demo")])).unwrap();
-    until_really("there is now", || matches!(decide(), Decision::Allow(_))).await;
+    let served = |name: &str| {
+        let Decision::Allow(allow) = decide() else { return false };
+        let Source::Assignment(assignment) = allow.source else { return false };
+        *assignment.identity.object.name == *name
+    };
+    // The heavier binding comes to nothing, which only the controller can say: the pod has the other identity.
+    until_really("nothing waits for an identity that is absent", || served("demo")).await;
+    fs::write(directory.join("identity.yaml"), manifests(&[identity("later")])).unwrap();
+    until_really("it is there now, and heavier", || served("later")).await;
     let says = |file: &str, text: &str| {
         fs::read_to_string(state.join("status").join(file)).is_ok_and(|all| all.contains(text))
     };
     until_really("said", || {
-        says("AzureIdentityBinding/team/demo.json", r#""reason": "Found""#)
-            && says("AzureIdentity/team/demo.json", "AsExpected")
+        says("AzureIdentityBinding/team/heavy.json", r#""reason": "Found""#)
+            && says("AzureIdentityBinding/team/demo.json", r#""reason": "Found""#)
+            && ["demo", "later"].iter().all(|name| says(&format!("AzureIdentity/team/{name}.json"), "AsExpected"))
     })
     .await;
     rig.stop().await;
 
     // A controller that restarts has nothing to say that it has not said.
     let read = |name: &str| fs::read(state.join(name)).unwrap();
-    let said = || (read("events.jsonl"), read("status/AzureIdentityBinding/team/demo.json"));
+    let said = || (read("events.jsonl"), read("status/AzureIdentityBinding/team/heavy.json"));
     let before = said();
     let mut rig = start("b");
     rig.until("leads", |health| health.leadership == Leadership::Leading && health.synced).await;
