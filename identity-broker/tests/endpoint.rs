@@ -415,6 +415,8 @@ async fn no_answer_claims_a_life_past_the_permission() {
     );
 }
 
+/// What the endpoint can do against CVE-2021-1677 of the predecessor, a pod that takes another's address: a connection is
+/// one pod's, and an address that several have is nobody's (see `holding_ends`).
 #[tokio::test]
 async fn a_connection_stays_with_its_pod() {
     // The address goes from pod a to pod b; the rule is what the lookup promises for pinned callers.

@@ -359,3 +359,27 @@ async fn whoever_does_not_read_is_given_up() {
     };
     tokio::time::timeout(LIMIT, sending).await.expect("given up");
 }
+
+/// CVE-2022-23551 of the predecessor, on the wire: its router did not know these paths for what its upstream took them
+/// for. Here they are refused before anything else is done, whatever is behind the endpoint.
+#[tokio::test]
+async fn paths_that_two_readers_read_differently_are_nobodys() {
+    let bench = open_bench().await;
+    for path in [
+        "/metadata/identity\\oauth2\\token/",
+        "/metadata/identity\\oauth2/token",
+        "/metadata/identity%5Coauth2%5Ctoken",
+        "/metadata/identity%2foauth2%2ftoken",
+        "/metadata/identity;x/oauth2/token",
+        "/metadata/instance/../identity/oauth2/token",
+        "/metadata/instance/..%2fidentity/oauth2/token",
+        "/metadata/%2569dentity/oauth2/token",
+        "/metadata/identity./oauth2/token",
+    ] {
+        let (status, error, text) = bench.server.ask(&get(&format!("{path}?{QUERY}"))).await.error();
+        assert_eq!((status, &*error), (400, "invalid_request"), "{path}");
+        assert!(text.starts_with("The path has"), "{path}: {text}");
+    }
+    assert_eq!(bench.server.metrics.requests(Reason::BadTarget), 9);
+    assert_eq!(bench.upstream.calls.load(Ordering::SeqCst), 0);
+}
