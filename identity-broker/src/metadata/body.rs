@@ -142,3 +142,65 @@ impl Body for Carried {
         self.ended
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use http_body_util::StreamBody;
+
+    use super::*;
+    use crate::metadata::turns::{Shares, Turns};
+
+    type Pieces = mpsc::UnboundedReceiver<Result<Frame<Bytes>, std::io::Error>>;
+
+    /// A body whose pieces the test sends.
+    fn body(
+        mut pieces: Pieces,
+    ) -> StreamBody<impl futures::Stream<Item = Result<Frame<Bytes>, std::io::Error>> + Send + Unpin> {
+        StreamBody::new(futures::stream::poll_fn(move |cx| pieces.poll_recv(cx)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_does_not_read_keeps_nothing_and_is_told_that_something_is_missing() {
+        for read_first in [0, 2] {
+            let turns = Turns::new(Shares::GENERAL);
+            let place = turns.take(&Arc::from("pod")).await.unwrap();
+            let (sender, pieces) = mpsc::unbounded_channel();
+            let mut carried = carry(body(pieces), 1000, Instant::now() + Duration::from_secs(30), place);
+            for _ in 0..20 {
+                sender.send(Ok(Frame::data(Bytes::from_static(b"piece")))).unwrap();
+            }
+            for _ in 0..read_first {
+                assert!(carried.frame().await.unwrap().is_ok());
+            }
+            sender.closed().await;
+            assert_eq!(turns.under_way(), 0);
+            let mut rest = 0;
+            let end = loop {
+                match carried.frame().await {
+                    Some(Ok(_)) => rest += 1,
+                    other => break other.map(|end| end.map(drop)),
+                }
+            };
+            assert_eq!((rest, end), (AHEAD, Some(Err(BodyError::Late))));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_an_end_and_a_break_is_none() {
+        let turns = Turns::new(Shares::GENERAL);
+        for broken in [false, true] {
+            let place = turns.take(&Arc::from("pod")).await.unwrap();
+            let (sender, pieces) = mpsc::unbounded_channel();
+            let carried = carry(body(pieces), 1000, Instant::now() + Duration::from_secs(30), place);
+            sender.send(Ok(Frame::data(Bytes::from_static(b"piece")))).unwrap();
+            if broken {
+                sender.send(Err(std::io::Error::other("gone"))).unwrap();
+            }
+            drop(sender);
+            let collected = carried.collect().await.map(|body| body.to_bytes());
+            assert_eq!(collected, if broken { Err(BodyError::Broken) } else { Ok(Bytes::from_static(b"piece")) });
+        }
+    }
+}

@@ -221,6 +221,11 @@ impl Turns {
         self.with(|state| state.pause(until));
     }
 
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.with(|state| state.under_way)
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -350,7 +355,7 @@ mod tests {
             places.push(turns.take(&uid(pod)).await.unwrap());
         }
         assert_eq!(begin.elapsed(), MS(500));
-        assert_eq!(turns.with(|state| state.under_way), 6);
+        assert_eq!(turns.under_way(), 6);
         drop(places);
         assert_eq!(
             turns.with(|state| (state.under_way, state.pods.values().map(|pod| pod.under_way).sum::<usize>())),
@@ -358,7 +363,7 @@ mod tests {
         );
         turns.pause(Duration::from_hours(1));
         assert_eq!(turns.take(&uid("x")).await.unwrap_err().retry_after, MAX_PAUSE);
-        assert_eq!(turns.with(|state| state.under_way), 0);
+        assert_eq!(turns.under_way(), 0);
     }
 
     #[tokio::test(start_paused = true)]
