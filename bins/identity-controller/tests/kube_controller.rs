@@ -23,7 +23,7 @@ use tokio::time::Instant;
 const LEASE: &str = "3s";
 
 /// What a cluster had before: objects that the rules of today would refuse, and assignments of others.
-const OLD: &str = r#"
+const OLD: &str = r"
 apiVersion: v1
 kind: Namespace
 metadata: {name: change}
@@ -60,7 +60,7 @@ apiVersion: aadpodidentity.k8s.io/v1
 kind: AzureIdentityBinding
 metadata: {name: odd, namespace: bad}
 spec: {azureIdentity: good, selector: {not: a-word}}
-"#;
+";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_controller() {

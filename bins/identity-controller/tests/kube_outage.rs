@@ -146,7 +146,7 @@ async fn outage(cluster: &mut Cluster, controller: &mut Controller, kubeconfig: 
     let mut asked = cluster.requests(mark).await;
     asked.retain(|event| event.user == CONTROLLER && event.resource != "leases" && !event.is_write());
     assert!(asked.len() <= 4 * 6, "{} requests in {took:?}: {asked:?}", asked.len());
-    assert!(took < Duration::from_secs(60));
+    assert!(took < Duration::from_mins(1));
 }
 
 /// An API server that takes connections and does not answer: the lease runs out all the same, and nothing is written on a

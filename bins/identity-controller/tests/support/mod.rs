@@ -26,10 +26,8 @@ pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    match tokio::time::timeout(PATIENCE, wait).await {
-        Ok(answer) => answer,
-        Err(_) => panic!("timed out waiting for {what}"),
-    }
+    let Ok(answer) = tokio::time::timeout(PATIENCE, wait).await else { panic!("timed out waiting for {what}") };
+    answer
 }
 
 /// Waits until `condition` holds.
