@@ -7,7 +7,7 @@ mod support;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use identity_broker::{BrokerConfig, LimitsConfig, Rate, Reason, ServerConfig};
+use identity_broker::{BrokerConfig, LimitsConfig, Rate, Reason, ServerConfig, TokenError};
 use identity_core::lookup::{Caller, Decision, Deny, Request, RequestedIdentity};
 use serde_json::json;
 use support::{bench::*, *};
@@ -382,4 +382,42 @@ async fn paths_that_two_readers_read_differently_are_nobodys() {
     }
     assert_eq!(bench.server.metrics.requests(Reason::BadTarget), 9);
     assert_eq!(bench.upstream.calls.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn the_tenant_of_an_identity_that_was_lost_meanwhile_is_not_told() {
+    let mut unsaid = identity("i", KIND);
+    unsaid.tenant_id = None;
+    let rules = Rules::new(allow("p", unsaid));
+    let bench = bench_with(rules, BrokerConfig::default(), ServerConfig::default()).await;
+    *bench.upstream.token.lock().unwrap() = jwt(TENANT);
+    let mut client = Client::connect(bench.server.address).await;
+    client.send(&get("/metadata/identity/info?api-version=2018-02-01")).await;
+    until("asked", || bench.upstream.calls.load(Ordering::SeqCst) == 1).await;
+    bench.server.rules.set(|_, _| Decision::Deny(Deny::NoBinding(pod("p"))));
+    bench.upstream.gate.add_permits(1);
+    let answer = client.read().await.unwrap();
+    assert_eq!(answer.error().0, 400);
+    assert!(!answer.body.contains(TENANT));
+}
+
+#[tokio::test]
+async fn objects_of_other_namespaces_are_not_named() {
+    let bench = open_bench().await;
+    let names = ["secret-name", "elsewhere"];
+    for (namespace, told) in [("ns", true), ("elsewhere", false)] {
+        let mut owned = identity("i", KIND);
+        owned.object.namespace = namespace.into();
+        bench.server.rules.set(allow("p", owned));
+        for failure in [
+            TokenError::Misconfigured { identity: format!("{namespace}/i"), message: "Secret x/secret-name".into() },
+            TokenError::Unavailable { message: "Secret x/secret-name".into(), retry_after: Duration::from_secs(1) },
+        ] {
+            *bench.upstream.fail.lock().unwrap() = Some(failure.clone());
+            let resource = format!("{namespace}-{}", matches!(failure, TokenError::Unavailable { .. }));
+            let answer = bench.server.ask(&token(&format!("api-version=2018-02-01&resource={resource}"))).await;
+            assert!(matches!(answer.status, 400 | 503));
+            assert_eq!(names.iter().any(|name| answer.error().2.contains(name)), told, "{answer:?}");
+        }
+    }
 }
