@@ -199,7 +199,7 @@ mod tests {
                 sender.send(Err(std::io::Error::other("gone"))).unwrap();
             }
             drop(sender);
-            let collected = carried.collect().await.map(|body| body.to_bytes());
+            let collected = carried.collect().await.map(http_body_util::Collected::to_bytes);
             assert_eq!(collected, if broken { Err(BodyError::Broken) } else { Ok(Bytes::from_static(b"piece")) });
         }
     }
