@@ -31,8 +31,12 @@ pub(super) async fn token(
     let mut headers = HeaderMap::new();
     headers.insert("metadata", HeaderValue::from_static("true"));
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("entra-pod-identity/", env!("CARGO_PKG_VERSION"))));
-    let ask = Ask { pod: &pod.uid, verb: Verb::Get, target: &target, headers: &headers };
-    let (parts, body) = match proxy.ask(ask, Bytes::new()).await {
+    let ask = Ask { verb: Verb::Get, target: &target, headers: &headers };
+    let answer = match proxy.enter(&pod.uid) {
+        Ok(place) => proxy.ask(place, ask, Bytes::new()).await,
+        Err(error) => Err(error),
+    };
+    let (parts, body) = match answer {
         Ok(answer) => answer.into_parts(),
         Err(ProxyError::Share(refused)) => {
             return Err(TokenError::Unavailable {

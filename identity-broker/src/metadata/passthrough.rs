@@ -7,7 +7,6 @@ use futures::future::BoxFuture;
 use http::{Response, Uri};
 use http_body_util::{BodyExt as _, LengthLimitError};
 use identity_core::{lookup::Deny, pod::PodRef};
-use tokio::time::Instant;
 
 use super::{
     exempt,
@@ -75,8 +74,10 @@ impl<C: Clock> Passthrough<C> {
     /// Puts it together.
     pub fn new(config: PassthroughConfig, clock: C, metrics: Arc<Metrics>) -> Self {
         let PassthroughConfig { endpoint, policy, shares, token_shares, bounds, request_body } = config;
-        let tokens = Proxy::new(endpoint.clone(), token_shares, Bounds { most: exempt::MAX_ANSWER, ..bounds });
-        Self { policy, proxy: Proxy::new(endpoint, shares, bounds), tokens, request_body, clock, metrics }
+        let few = Bounds { most: exempt::MAX_ANSWER, ..bounds };
+        let tokens = Proxy::new(endpoint.clone(), token_shares, few, "imds", Arc::clone(&metrics));
+        let proxy = Proxy::new(endpoint, shares, bounds, "metadata", Arc::clone(&metrics));
+        Self { policy, proxy, tokens, request_body, clock, metrics }
     }
 
     async fn pass(
@@ -97,18 +98,15 @@ impl<C: Clock> Passthrough<C> {
             return Err(MetadataError::Blocked.into());
         }
         let target = target(&path, parts.uri.query()).ok_or(MetadataError::Blocked)?;
+        // A place first: what a pod can keep waiting, or in memory, is bounded by it.
+        let place = self.proxy.enter(&pod.uid).map_err(|error| refused(&error))?;
         let body = match verb {
             // What a GET carries means nothing (RFC 9110 §9.3.1), and is not read.
             Verb::Get => Bytes::new(),
             Verb::Post => self.read(body).await?,
         };
-        let ask = Ask { pod: &pod.uid, verb, target: &target, headers: &parts.headers };
-        let begin = Instant::now();
-        let answer = self.proxy.ask(ask, body).await;
-        if !matches!(answer, Err(ProxyError::Share(_))) {
-            let outcome = if answer.is_ok() { "ok" } else { "failed" };
-            self.metrics.upstream("metadata", outcome, begin.elapsed());
-        }
+        let ask = Ask { verb, target: &target, headers: &parts.headers };
+        let answer = self.proxy.ask(place, ask, body).await;
         let answer = answer.map_err(|error| {
             tracing::debug!(namespace = %pod.namespace, pod = %pod.name, %verb, %path, %error, "not answered");
             refused(&error)
@@ -147,14 +145,7 @@ impl<C: Clock> Metadata for Passthrough<C> {
         request: &'a TokenRequest,
     ) -> BoxFuture<'a, Result<Arc<Token>, TokenError>> {
         Box::pin(async move {
-            let begin = Instant::now();
             let token = exempt::token(&self.tokens, pod, request, self.clock.now()).await;
-            let outcome = match &token {
-                Ok(_) => "ok",
-                Err(TokenError::Unavailable { .. }) => "failed",
-                Err(_) => "refused",
-            };
-            self.metrics.upstream("imds", outcome, begin.elapsed());
             token.map(Arc::new)
         })
     }

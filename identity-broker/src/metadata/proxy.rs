@@ -25,6 +25,7 @@ use super::{
     policy::Verb,
     turns::{Place, Refused, Shares, Turns},
 };
+use crate::metrics::Metrics;
 
 /// Bounds of one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +73,6 @@ pub enum ProxyError {
 /// One request for the service.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ask<'a> {
-    /// UID of the pod that asks.
-    pub(super) pod: &'a Arc<str>,
     pub(super) verb: Verb,
     /// Path, and query as sent.
     pub(super) target: &'a PathAndQuery,
@@ -88,11 +87,19 @@ pub(super) struct Proxy {
     endpoint: Uri,
     turns: Turns,
     bounds: Bounds,
+    name: &'static str,
+    metrics: Arc<Metrics>,
 }
 
 impl Proxy {
-    /// `endpoint`: scheme and authority of the service.
-    pub(super) fn new(endpoint: Uri, shares: Shares, bounds: Bounds) -> Self {
+    /// `endpoint`: scheme and authority of the service. `name`: what exchanges are counted as.
+    pub(super) fn new(
+        endpoint: Uri,
+        shares: Shares,
+        bounds: Bounds,
+        name: &'static str,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(bounds.connect));
         connector.set_nodelay(true);
@@ -100,15 +107,31 @@ impl Proxy {
             .pool_max_idle_per_host(0)
             .retry_canceled_requests(false)
             .build(connector);
-        Self { client, endpoint, turns: Turns::new(shares), bounds }
+        Self { client, endpoint, turns: Turns::new(shares), bounds, name, metrics }
+    }
+
+    /// Takes a place for a request of the pod with this UID.
+    pub(super) fn enter(&self, pod: &Arc<str>) -> Result<Place, ProxyError> {
+        self.turns.enter(pod).map_err(ProxyError::Share)
     }
 
     /// Asks, when it is the pod's turn. Dropping the future, or the answer's body, ends the exchange.
-    pub(super) async fn ask(&self, ask: Ask<'_>, body: Bytes) -> Result<Response<Option<Carried>>, ProxyError> {
-        let place = self.turns.take(ask.pod).await.map_err(ProxyError::Share)?;
+    pub(super) async fn ask(
+        &self,
+        place: Place,
+        ask: Ask<'_>,
+        body: Bytes,
+    ) -> Result<Response<Option<Carried>>, ProxyError> {
+        place.turn().await.map_err(ProxyError::Share)?;
         let begin = Instant::now();
-        let answer = self.exchange(ask, body).await?;
-        self.answer(answer, begin + self.bounds.whole, place)
+        let answer = self.exchange(ask, body).await;
+        let outcome = match &answer {
+            Ok(answer) if answer.status().is_success() => "ok",
+            Ok(_) => "refused",
+            Err(_) => "failed",
+        };
+        self.metrics.upstream(self.name, outcome, begin.elapsed());
+        self.answer(answer?, begin + self.bounds.whole, place)
     }
 
     async fn exchange(&self, ask: Ask<'_>, body: Bytes) -> Result<Response<Incoming>, ProxyError> {

@@ -194,25 +194,11 @@ impl Turns {
         Self(Arc::new(Mutex::new(State::new(shares))))
     }
 
-    /// Waits for the pod's turn, at most [`Shares::hold`].
-    pub(super) async fn take(&self, uid: &Arc<str>) -> Result<Place, Refused> {
-        let begin = Instant::now();
-        let deadline = self.with(|state| state.enter(uid, begin).map(|()| begin + state.shares.hold))?;
-        let place = Place { turns: self.clone(), uid: Arc::clone(uid) };
-        loop {
-            let now = Instant::now();
-            let at = match self.with(|state| state.turn(uid, now, deadline)) {
-                Ok(at) => {
-                    tokio::time::sleep_until(at).await;
-                    return Ok(place);
-                }
-                Err(Refused { retry_after }) => now + retry_after,
-            };
-            if at > deadline {
-                return Err(Refused { retry_after: at - now });
-            }
-            tokio::time::sleep_until(at).await;
-        }
+    /// Takes a place for a request of a pod.
+    pub(super) fn enter(&self, uid: &Arc<str>) -> Result<Place, Refused> {
+        let now = Instant::now();
+        self.with(|state| state.enter(uid, now))?;
+        Ok(Place { turns: self.clone(), uid: Arc::clone(uid) })
     }
 
     /// The service has answered 429.
@@ -222,12 +208,40 @@ impl Turns {
     }
 
     #[cfg(test)]
+    pub(super) async fn take(&self, uid: &Arc<str>) -> Result<Place, Refused> {
+        let place = self.enter(uid)?;
+        place.turn().await?;
+        Ok(place)
+    }
+
+    #[cfg(test)]
     pub(super) fn under_way(&self) -> usize {
         self.with(|state| state.under_way)
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Place {
+    /// Waits for the pod's turn, at most [`Shares::hold`].
+    pub(super) async fn turn(&self) -> Result<(), Refused> {
+        let deadline = Instant::now() + self.turns.with(|state| state.shares.hold);
+        loop {
+            let now = Instant::now();
+            let at = match self.turns.with(|state| state.turn(&self.uid, now, deadline)) {
+                Ok(at) => {
+                    tokio::time::sleep_until(at).await;
+                    return Ok(());
+                }
+                Err(Refused { retry_after }) => now + retry_after,
+            };
+            if at > deadline {
+                return Err(Refused { retry_after: at - now });
+            }
+            tokio::time::sleep_until(at).await;
+        }
     }
 }
 
