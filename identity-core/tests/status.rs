@@ -32,7 +32,16 @@ fn bound(name: &str, identity: &str) -> AzureIdentityBinding {
 }
 
 fn index(pods: Vec<Pod>, identities: Vec<AzureIdentity>, bindings: Vec<AzureIdentityBinding>) -> Index {
-    let mut index = Index::new(Options::default());
+    index_with(Options { missing_grace: SignedDuration::ZERO, ..Options::default() }, pods, identities, bindings)
+}
+
+fn index_with(
+    options: Options,
+    pods: Vec<Pod>,
+    identities: Vec<AzureIdentity>,
+    bindings: Vec<AzureIdentityBinding>,
+) -> Index {
+    let mut index = Index::new(options);
     for list in
         [Relist::Pods(pods), Relist::Identities(identities), Relist::Bindings(bindings), Relist::Assigned(vec![])]
     {
@@ -355,4 +364,26 @@ fn a_re_created_object_is_judged_for_itself_and_a_deleted_one_not_at_all() {
     index.apply(Event::BindingDeleted(key("demo", "b")));
     index.apply(Event::IdentityDeleted(key("demo", "one")));
     assert_eq!(index.plan_status(after(120)), StatusPlan::default());
+}
+
+#[test]
+fn an_identity_that_comes_a_moment_after_its_binding_is_not_missed() {
+    let mut index =
+        index_with(Options::default(), vec![], vec![], vec![bound("early", "later"), bound("typo", "none")]);
+    let plan = write(&mut index, after(0));
+    assert!(plan.actions.is_empty(), "{}", render(&plan));
+    assert_eq!(plan.next_due, Some(after(2)));
+    index.apply(Event::Identity(Box::new(identity("later"))));
+    let told = render(&write(&mut index, after(1)));
+    assert!(told.contains("IdentityFound=True") && !told.contains("NotFound"), "{told}");
+    // The other one's time has not begun anew.
+    let told = render(&write(&mut index, after(2)));
+    assert!(told.contains("IdentityFound=False NotFound"), "{told}");
+    assert!(!told.contains("early"), "{told}");
+
+    // One that goes has the same grace: it may be replaced.
+    index.apply(Event::IdentityDeleted(key("demo", "later")));
+    let plan = write(&mut index, after(20));
+    assert_eq!((plan.actions.len(), plan.next_due), (0, Some(after(22))), "{}", render(&plan));
+    assert!(render(&write(&mut index, after(22))).contains("IdentityFound=False NotFound"));
 }

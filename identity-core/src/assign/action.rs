@@ -15,6 +15,9 @@ pub struct Options {
     pub orphan_grace: SignedDuration,
     /// Least time between two writes of one object's status. Default: 5 seconds.
     pub status_interval: SignedDuration,
+    /// How long an identity may be missing before its binding is told: manifests are applied one after the other, and kinds
+    /// are watched apart. Default: 2 seconds.
+    pub missing_grace: SignedDuration,
 }
 
 impl Default for Options {
@@ -23,6 +26,7 @@ impl Default for Options {
             cluster_wide: false,
             orphan_grace: SignedDuration::from_secs(60),
             status_interval: SignedDuration::from_secs(5),
+            missing_grace: SignedDuration::from_secs(2),
         }
     }
 }

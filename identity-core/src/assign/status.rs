@@ -26,6 +26,8 @@ pub(super) struct StatusBook {
 struct Entry {
     in_flight: bool,
     not_before: Option<Timestamp>,
+    /// Since when the identity that a binding names is known to be missing.
+    missing_since: Option<Timestamp>,
     /// What was last announced as wrong, so that it is not announced twice.
     announced: Vec<(String, String)>,
 }
@@ -66,7 +68,14 @@ impl Index {
             if entry.in_flight {
                 continue;
             }
-            if let Some(due) = entry.not_before.filter(|due| now < *due) {
+            let missing = match &target {
+                StatusTarget::Binding(key) => self.bindings.get(key).and_then(|state| state.identity.as_ref()),
+                StatusTarget::Identity(_) => None,
+            }
+            .is_some_and(|name| !self.identities.contains_key(name));
+            entry.missing_since = missing.then(|| entry.missing_since.unwrap_or(now));
+            let told = entry.missing_since.and_then(|since| since.checked_add(self.options.missing_grace).ok());
+            if let Some(due) = entry.not_before.max(told).filter(|due| now < *due) {
                 plan.next_due = Some(plan.next_due.map_or(due, |next| next.min(due)));
                 self.statuses.dirty.insert(target);
                 continue;
