@@ -7,6 +7,7 @@ pub mod check;
 pub mod clock;
 pub mod demo;
 pub mod files;
+pub mod fuzz;
 pub mod generate;
 pub mod jwt;
 pub mod kit;

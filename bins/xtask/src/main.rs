@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, check, demo, term, tiers};
+use xtask::{bench, check, demo, fuzz, term, tiers};
 
 /// Development commands of entra-pod-identity. Each installs what it needs and says so.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Test(tiers::Arguments),
     /// Run the benchmarks; writes report.json and report.md into target/bench.
     Bench(bench::Arguments),
+    /// Run the fuzz targets for a while, each from its corpus.
+    Fuzz(fuzz::Arguments),
     /// Write the generated files (CRDs, RBAC, policies).
     Gen {
         /// Only say whether the files on disk are current; fail when they are not.
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => tiers::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Gen { check } => check::generated(check),
         Command::Check => check::run(),
     };

@@ -35,6 +35,9 @@ pub const JAVA: &[Need] = &[("javac", "default-jdk-headless"), ("java", "default
 /// What cargo's own build of the workspace needs besides Rust.
 pub const BUILD: &[Need] = &[("cc", "gcc"), ("ld", "binutils"), ("git", "git")];
 
+/// What libFuzzer is compiled with.
+pub const FUZZ: &[Need] = &[("c++", "g++")];
+
 fn present(tool: &str) -> bool {
     match tool {
         "python3 -m venv" => Cmd::new("python3").args(["-c", "import venv, ensurepip"]).succeeds(),

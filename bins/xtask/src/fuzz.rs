@@ -1,0 +1,162 @@
+//! `cargo xtask fuzz`: builds the targets in `fuzz/` with coverage, on stable Rust, and runs them for a while, from the
+//! inputs in `fuzz/corpus/`.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+
+use crate::{clock::Stopwatch, paths, run::Cmd, setup::packages, term};
+
+/// Arguments of `fuzz`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Which target; all of them when none is named.
+    target: Option<String>,
+    /// How long each runs.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    seconds: u32,
+    /// Only check this input, as when a finding is to be reproduced.
+    #[arg(long, value_name = "FILE", requires = "target")]
+    input: Option<PathBuf>,
+    /// Do not run, but add to the corpus that is checked in what earlier runs found beyond it, smallest first.
+    #[arg(long, conflicts_with = "input")]
+    merge: bool,
+}
+
+/// What cargo-fuzz passes to rustc, less the sanitizer: those need a nightly compiler, and there is no unsafe code here to
+/// watch. What does not hold panics.
+const INSTRUMENTATION: &[&str] = &[
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "--cfg=fuzzing",
+    "-Ccodegen-units=1",
+];
+
+/// The longest inputs made, in bytes; more than any of the product's limits but those that are not worth the time.
+const LONGEST: u32 = 4096;
+
+/// Builds and runs.
+///
+/// # Errors
+/// When a target cannot be built or found something.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    packages::ensure(packages::BUILD)?;
+    packages::ensure(packages::FUZZ)?;
+    let room = Room { root: paths::root().join("fuzz") };
+    let targets = room.targets()?;
+    let chosen: Vec<&String> =
+        targets.iter().filter(|name| arguments.target.as_ref().is_none_or(|wanted| wanted == *name)).collect();
+    if chosen.is_empty() {
+        let known = targets.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        bail!("there is no such fuzz target; there are {known}");
+    }
+    let binaries = room.build(&chosen)?;
+    let mut failed = Vec::new();
+    for target in chosen {
+        let program = binaries.join(target);
+        term::heading(format_args!("Fuzz target {target}"));
+        let result = match &arguments.input {
+            Some(input) => Cmd::new(program).arg(input).run(),
+            None if arguments.merge => room.merge(&program, target),
+            None => room.fuzz(&program, target, arguments.seconds),
+        };
+        if let Err(error) = result {
+            term::failure(&format!("{target}: {error:#}"));
+            failed.push(target.as_str());
+        }
+    }
+    if !failed.is_empty() {
+        bail!("fuzzing failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// The directory `fuzz`.
+struct Room {
+    root: PathBuf,
+}
+
+impl Room {
+    /// Names of the targets.
+    fn targets(&self) -> anyhow::Result<BTreeSet<String>> {
+        let directory = self.root.join("fuzz_targets");
+        let entries = std::fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+        let stems = entries.flatten().filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_owned()));
+        Ok(stems.collect())
+    }
+
+    /// Builds the targets; in which directory they are then.
+    fn build(&self, targets: &[&String]) -> anyhow::Result<PathBuf> {
+        let watch = Stopwatch::start();
+        let version = Cmd::new("rustc").arg("-vV").text()?;
+        let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
+        // With a target, even the machine's own, the flags are not for build scripts.
+        let mut command = Cmd::cargo()
+            .args(["build", "--quiet", "--locked", "--release", "--target", host, "--manifest-path"])
+            .arg(self.root.join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(self.root.join("target"));
+        for target in targets {
+            command = command.args(["--bin", target.as_str()]);
+        }
+        command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", INSTRUMENTATION.join(" ")).run()?;
+        term::step(format_args!("built {} fuzz targets in {}", targets.len(), watch.seconds()));
+        Ok(self.root.join("target").join(host).join("release"))
+    }
+
+    /// Where a target's runs leave what they found: inputs that reach further, or that failed.
+    fn place(&self, kind: &str, target: &str) -> anyhow::Result<PathBuf> {
+        let place = self.root.join("target").join(kind).join(target);
+        std::fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+        Ok(place)
+    }
+
+    fn fuzz(&self, program: &Path, target: &str, seconds: u32) -> anyhow::Result<()> {
+        let artifacts = self.place("artifacts", target)?;
+        let mut command = Cmd::new(program)
+            .arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-artifact_prefix={}/", artifacts.display()))
+            .arg(format!("-max_len={LONGEST}"))
+            .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
+        let dictionary = self.root.join("dictionaries").join(target);
+        if dictionary.exists() {
+            command = command.arg(format!("-dict={}", dictionary.display()));
+        }
+        // New inputs go into the first directory.
+        command = command.arg(self.place("corpus", target)?).arg(self.root.join("corpus").join(target));
+        command.run().with_context(|| {
+            format!(
+                "a finding, see above; reproduce with `cargo xtask fuzz {target} --input FILE`, its file is in {}",
+                artifacts.display()
+            )
+        })
+    }
+
+    fn merge(&self, program: &Path, target: &str) -> anyhow::Result<()> {
+        let merge = Cmd::new(program).args(["-merge=1", "-max_len=512"]);
+        merge.arg(self.root.join("corpus").join(target)).arg(self.place("corpus", target)?).run()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_has_a_corpus() {
+        let room = Room { root: paths::root().join("fuzz") };
+        let targets = room.targets().unwrap();
+        assert!(targets.contains("imds_request"));
+        let manifest = std::fs::read_to_string(room.root.join("Cargo.toml")).unwrap();
+        for target in targets {
+            assert!(room.root.join("corpus").join(&target).is_dir(), "{target}");
+            assert!(manifest.contains(&format!("name = \"{target}\"")), "{target}");
+        }
+    }
+}
