@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: runs the benchmarks and writes `target/bench/report.json` and `report.md`: rows of what was
 //! measured, with the bar where the design sets one.
 
+mod load;
+mod report;
+
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +25,23 @@ pub struct Arguments {
     /// Fewer samples: a rough picture in a fraction of the time.
     #[arg(long)]
     quick: bool,
+    /// Put the figures of this run into docs/benchmarks.md.
+    #[arg(long)]
+    write: bool,
+    /// Only these groups.
+    #[arg(value_enum)]
+    groups: Vec<Group>,
+}
+
+/// What belongs together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Group {
+    /// Address to decision.
+    Lookup,
+    /// The node daemon under load.
+    Load,
+    /// The controller with 2,000 pods.
+    Assign,
 }
 
 /// One figure.
@@ -60,23 +79,43 @@ impl Row {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     packages::ensure(packages::BUILD)?;
     let assets = setup::kube::assets()?;
-    let mut rows = lookup(arguments.quick)?;
-    rows.extend(assign(&assets, arguments.quick)?);
+    let groups = match arguments.groups.as_slice() {
+        [] => &[Group::Lookup, Group::Load, Group::Assign],
+        some => some,
+    };
+    if arguments.write && !arguments.groups.is_empty() {
+        bail!("--write puts the figures of all groups into the page: leave the groups out");
+    }
+    let machine = report::Machine::here();
+    let mut rows = Vec::new();
+    for group in groups {
+        rows.extend(match group {
+            Group::Lookup => lookup(arguments.quick)?,
+            Group::Load => load::rows(&assets, arguments.quick)?,
+            Group::Assign => assign(&assets, arguments.quick)?,
+        });
+    }
     let directory = paths::target().join("bench");
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     files::replace(&directory.join("report.json"), &serde_json::to_string_pretty(&rows)?)?;
-    files::replace(&directory.join("report.md"), &markdown(&rows))?;
+    files::replace(&directory.join("report.md"), &report::report(&machine, &rows))?;
+    files::replace(&directory.join("report.svg"), &report::picture(&rows))?;
+    if arguments.write {
+        let docs = paths::root().join("docs");
+        files::replace(&docs.join("benchmarks.md"), &report::page(&machine, &rows, arguments.quick))?;
+        files::replace(&docs.join("benchmarks.svg"), &report::picture(&rows))?;
+    }
     term::heading("Benchmarks");
     let mut table = term::Table::new(["id", "value", "unit", "min", "max", "bar", "met"]);
     for row in &rows {
         table.row([
             row.id.clone(),
-            number(row.value),
+            report::number(row.value),
             row.unit.clone(),
-            number(row.min),
-            number(row.max),
-            row.bar.map(number).unwrap_or_default(),
-            met(row).to_owned(),
+            report::number(row.min),
+            report::number(row.max),
+            report::bar(row),
+            report::met(row).to_owned(),
         ]);
     }
     table.print();
@@ -219,48 +258,6 @@ fn merged(mut rows: Vec<Row>) -> Option<Row> {
     Some(Row { min, max, ..rows.swap_remove(middle) })
 }
 
-fn number(value: f64) -> String {
-    if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
-}
-
-fn met(row: &Row) -> &'static str {
-    match row.met {
-        Some(true) => "yes",
-        Some(false) => "NO",
-        None => "",
-    }
-}
-
-/// How much of its bar a figure uses, as a picture: ten blocks are all of it, more than ten too much.
-fn plot(row: &Row) -> String {
-    let Some(bar) = row.bar.filter(|bar| *bar > 0.0) else { return String::new() };
-    let share = row.value / bar;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0 … 20")]
-    let blocks = (share * 10.0).round().clamp(0.0, 20.0) as usize;
-    format!("{}{} {:.0} %", "█".repeat(blocks), "░".repeat(10_usize.saturating_sub(blocks)), share * 100.0)
-}
-
-fn markdown(rows: &[Row]) -> String {
-    let mut text =
-        "| id | what | value | unit | min | max | bar | met |\n|---|---|---:|---|---:|---:|---:|---|\n".to_owned();
-    for row in rows {
-        let _ = writeln!(
-            text,
-            "| `{}` | {} | {} | {} | {} | {} | {} | {} | {} |",
-            row.id,
-            row.what,
-            number(row.value),
-            row.unit,
-            number(row.min),
-            number(row.max),
-            row.bar.map(|bar| format!("≤ {}", number(bar))).unwrap_or_default(),
-            met(row),
-            plot(row)
-        );
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,15 +293,6 @@ mod tests {
         assert_eq!(
             (row.id.as_str(), row.value, row.min, row.max, row.met),
             ("lookup_ns_100000", 42.5, 41.0, 44.0, Some(true))
-        );
-    }
-
-    #[test]
-    fn the_table_says_what_missed_its_bar() {
-        let text = markdown(&[row(7.0).judged()]);
-        assert!(
-            text.ends_with("| `x` | w | 7.00 | s | 7.00 | 7.00 | ≤ 5.00 | NO | ██████████████ 140 % |\n"),
-            "{text}"
         );
     }
 }
