@@ -72,7 +72,9 @@ pub use endpoint::{Broker, BrokerConfig, LimitsConfig, OnAuditFailure, Rate, err
 pub use metrics::{Metrics, Reason, Turned};
 pub use secrets::{SecretData, SecretSource, SecretSourceError};
 pub use server::{Kernel, OriginalDestination, ServerConfig, serve};
-pub use tokens::{Backend, Cache, CacheConfig, Freshness, Shape, Token, TokenError, Tokens};
+pub use tokens::{
+    Backend, Cache, CacheConfig, Freshness, Manager, ManagerConfig, Notice, Shape, Token, TokenError, Tokens,
+};
 pub use upstream::{
     AuthorityError, AuthorityHosts, Azure, CredentialError, CredentialProblem, DEFAULT_AUTHORITY, DEFAULT_HOSTS,
     UpstreamConfig,

@@ -1,6 +1,18 @@
-//! Getting tokens: the interface, and what may go wrong.
+//! Getting tokens: the interface, what may go wrong, and the [`Manager`] that has them at hand.
+//!
+//! ```text
+//! Tokens::ready ─ shelf (read-mostly, no lock) ───────────────── answer
+//! Tokens::get ── bounded channel ─ driver ─ machine ─ effects ─┬─ Backend::fetch_for, one for each key
+//!                                                              ├─ shelf
+//!                                                              └─ answers, notices, timer
+//! ```
 
-mod cache;
+mod config;
+mod interest;
+mod key;
+mod machine;
+mod manager;
+mod shelf;
 mod token;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -8,8 +20,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use identity_core::lookup::Identity;
 use thiserror::Error;
 
-pub(crate) use cache::same;
-pub use cache::{Cache, CacheConfig};
+pub use config::{CacheConfig, ManagerConfig};
+pub use interest::{Ask, FetchError, Interest, Urgency};
+pub(crate) use key::same;
+pub use machine::Notice;
+pub use manager::{Cache, Manager};
 pub use token::{Issued, Shape, Token};
 
 /// Where a token may come from.
@@ -35,6 +50,17 @@ pub trait Tokens: Send + Sync + 'static {
         resource: &str,
         freshness: Freshness,
     ) -> impl Future<Output = Result<Arc<Token>, TokenError>> + Send;
+
+    /// The same on behalf of a pod, by its UID: how much is kept for one pod is bounded.
+    fn get_for(
+        &self,
+        _pod: &str,
+        identity: &Arc<Identity>,
+        resource: &str,
+        freshness: Freshness,
+    ) -> impl Future<Output = Result<Arc<Token>, TokenError>> + Send {
+        self.get(identity, resource, freshness)
+    }
 }
 
 /// Where tokens come from when none is at hand.
@@ -49,6 +75,18 @@ pub trait Backend: Send + Sync + 'static {
         resource: &str,
         freshness: Freshness,
     ) -> impl Future<Output = Result<Token, TokenError>> + Send;
+
+    /// Asks upstream, in the order of what matters: a request that is yet to begin lets more urgent ones pass, and does not
+    /// begin when nobody wants it any more. By default as [`fetch`](Self::fetch).
+    fn fetch_for(
+        &self,
+        identity: &Arc<Identity>,
+        resource: &str,
+        ask: Ask,
+    ) -> impl Future<Output = Result<Token, FetchError>> + Send {
+        let fetch = self.fetch(identity, resource, ask.freshness);
+        async move { fetch.await.map_err(FetchError::Failed) }
+    }
 }
 
 /// Why there is no token. Never holds a secret.

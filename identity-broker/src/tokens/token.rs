@@ -47,6 +47,7 @@ pub struct Token {
     id: Box<str>,
     tenant: Option<Box<str>>,
     request_id: Option<Box<str>>,
+    refresh_in: Option<i64>,
 }
 
 /// Claims worth knowing; tokens are opaque to their carriers, so that all of them are optional.
@@ -84,7 +85,20 @@ impl Token {
             id: id.into(),
             tenant: claims.tid.filter(|tenant| tenant.len() <= 64).map(Into::into),
             request_id: answer.request_id.map(Into::into),
+            refresh_in: None,
         }
+    }
+
+    /// With the number of seconds after which the upstream wants it to be refreshed (`refresh_in`).
+    #[must_use]
+    pub const fn with_refresh_in(mut self, seconds: Option<i64>) -> Self {
+        self.refresh_in = seconds;
+        self
+    }
+
+    /// How many seconds after it was issued the upstream wants it to be refreshed, if it said so.
+    pub const fn refresh_in(&self) -> Option<i64> {
+        self.refresh_in
     }
 
     /// When it ends.
