@@ -1,14 +1,14 @@
 //! The command line.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     time::Duration,
 };
 
 use clap::{Parser, ValueEnum};
 use http::Uri;
 use identity_broker::{AuthorityHosts, DEFAULT_HOSTS, OnAuditFailure};
-use identity_netfilter::Backend;
+use identity_netfilter::{Backend, Redirect};
 use identity_process::{LogArgs, SourceArgs};
 
 use crate::metadata::MetadataArgs;
@@ -76,7 +76,9 @@ pub(crate) struct NodeArgs {
     pub(crate) node_name: Option<String>,
 
     /// IPv4 address of the node: where the redirect leads, and the only one it listens on (not a loopback address)
-    #[arg(long, value_name = "IPV4", env = "NODE_IP", required_unless_present = "remove_rules")]
+    #[arg(
+        long, value_name = "IPV4", env = "NODE_IP", required_unless_present = "remove_rules", value_parser = node_address
+    )]
     pub(crate) node_address: Option<Ipv4Addr>,
 
     /// Port on that address; whatever was not redirected there is refused
@@ -162,7 +164,7 @@ pub(crate) struct TokenArgs {
 
     /// Hosts that credentials may be sent to, whatever spec.adEndpoint of an identity says: HOST or HOST:PORT
     #[arg(
-        long, value_name = "HOST,…", value_delimiter = ',', default_values = DEFAULT_HOSTS, num_args = 1..,
+        long, value_name = "HOST,…", value_delimiter = ',', default_values = DEFAULT_HOSTS, num_args = 1.., value_parser = authority_host,
         env = "ENTRA_POD_IDENTITY_AUTHORITY_HOSTS"
     )]
     authority_hosts: Vec<String>,
@@ -180,6 +182,27 @@ impl TokenArgs {
     pub(crate) fn authority_hosts(&self) -> AuthorityHosts {
         AuthorityHosts::new(&self.authority_hosts)
     }
+}
+
+fn authority_host(text: &str) -> Result<String, String> {
+    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if !host.split('.').all(label) || port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        return Err("HOST or HOST:PORT, such as login.microsoftonline.com; no scheme, no path, no wildcard".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Not for the redirect: the kernel drops what is led to a loopback address from outside.
+fn node_address(text: &str) -> Result<Ipv4Addr, String> {
+    let address: Ipv4Addr = text.parse().map_err(|error| format!("{error}"))?;
+    let redirect = Redirect::new(Redirect::METADATA, SocketAddrV4::new(address, 1));
+    redirect.map(|_| address).map_err(|error| error.to_string())
 }
 
 fn hold(text: &str) -> Result<Duration, String> {
@@ -227,6 +250,12 @@ mod tests {
             &["--metadata-endpoint", "https://169.254.169.254"],
             &["--metadata-endpoint", "http://169.254.169.254/metadata"],
             &["--node-address", "::1"],
+            &["--node-address", "127.0.0.1"],
+            &["--node-address", "0.0.0.0"],
+            &["--authority-hosts", ""],
+            &["--authority-hosts", "https://login.microsoftonline.com"],
+            &["--authority-hosts", "login.microsoftonline.com,*.example.org"],
+            &["--authority-hosts", "host:99999"],
             &["--netfilter", "ebtables"],
             &["--metadata-policy", "/nonexistent/policy.yaml"],
             &["--exception-namespaces", "kube-system,*"],

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use clap::builder::NonEmptyStringValueParser;
 use identity_netfilter::Backend;
 use identity_process::SourceArgs;
 
@@ -32,7 +33,7 @@ pub(crate) struct Explain {
     pub(crate) pod: (String, String),
 
     /// The resource that a token is asked for
-    #[arg(long, value_name = "URI", default_value = "https://management.azure.com/")]
+    #[arg(long, value_name = "URI", default_value = "https://management.azure.com/", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) resource: String,
 
     /// The identity that the request names

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _};
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -27,8 +27,14 @@ pub struct LogArgs {
     pub log_level: String,
 }
 
-fn filter(text: &str) -> Result<String, ParseError> {
-    EnvFilter::builder().parse(text).map(|_| text.to_owned())
+fn filter(text: &str) -> Result<String, String> {
+    for directive in text.split(',').map(str::trim) {
+        // A bare word that is no level would be taken for a module of which all is wanted, and of the rest nothing.
+        if directive.is_empty() || !directive.contains('=') && directive.parse::<LevelFilter>().is_err() {
+            return Err(format!("`{directive}` is no level: error, warn, info, debug, trace, off, or MODULE=LEVEL"));
+        }
+    }
+    EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 impl LogArgs {
@@ -67,6 +73,8 @@ mod tests {
     #[test]
     fn a_level_that_is_none_is_refused() {
         assert!(filter("info,identity_broker=debug").is_ok());
-        assert!(filter("identity_broker=loud").is_err());
+        for wrong in ["identity_broker=loud", "warning", "inof", "", "info,identity_broker"] {
+            assert!(filter(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -40,6 +40,9 @@ impl SourceArgs {
             if !manifests.is_dir() {
                 bail!("--manifests {}: there is no such directory", manifests.display());
             }
+            if state.exists() && !state.is_dir() {
+                bail!("--state-dir {}: this is no directory", state.display());
+            }
             return Ok(Source::manifests(manifests, state));
         }
         let config = match &self.kubeconfig {

@@ -9,9 +9,9 @@
 
 use std::{
     fmt::Write as _,
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -67,9 +67,16 @@ impl StateDir {
         self.root.join("lease")
     }
 
-    /// Makes the directory and the one for assignments, mode 0700.
+    /// Makes the directory and the one for assignments, mode 0700; also of a directory that was there with a wider one.
     pub fn create(&self) -> io::Result<()> {
-        make(&self.assignments())
+        make(&self.assignments())?;
+        for directory in [self.root(), &self.assignments()] {
+            let permissions = fs::metadata(directory)?.permissions();
+            if permissions.mode() & 0o077 != 0 {
+                fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -149,8 +156,6 @@ pub(crate) fn append(path: &Path, content: &impl Serialize) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -167,6 +172,8 @@ mod tests {
     fn files_are_whole_and_private() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::new(directory.path().join("state"));
+        fs::create_dir(state.root()).unwrap();
+        fs::set_permissions(state.root(), Permissions::from_mode(0o755)).unwrap();
         state.create().unwrap();
         let path = state.assignment(&ObjectKey::new("n", "a")).unwrap();
         write(&path, &"one").unwrap();

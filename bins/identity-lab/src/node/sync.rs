@@ -15,6 +15,9 @@ use serde_json::Value;
 use super::kubelet::{Kubelet, PodView};
 use crate::{files, manifest};
 
+/// A manifest larger than this is taken for a mistake, as the product does.
+const LARGEST: u64 = 16 << 20;
+
 /// The lab's own settings, never copied.
 pub const OVERRIDES: &str = "lab.yaml";
 
@@ -105,6 +108,10 @@ impl Sync {
                 continue;
             }
             // A file that vanished between the listing and the reading is simply not there; so is one that cannot be read.
+            // Nor is one that is no file: a pipe would never end.
+            if !fs::metadata(entry.path()).is_ok_and(|meta| meta.is_file() && meta.len() <= LARGEST) {
+                continue;
+            }
             let Ok(content) = fs::read(entry.path()) else { continue };
             present.insert(name.clone());
             if self.known.get(&name).is_some_and(|file| file.content == content) {

@@ -4,6 +4,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io,
+    os::unix::fs::OpenOptionsExt as _,
     sync::Arc,
     time::Duration,
 };
@@ -68,7 +69,7 @@ impl Drop for Held {
 
 fn open(state: &StateDir) -> io::Result<File> {
     state.create()?;
-    OpenOptions::new().write(true).create(true).truncate(false).open(state.lease())
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(state.lease())
 }
 
 /// On a thread of its own, which nobody waits for: a lock cannot be waited for and given up.

@@ -50,6 +50,8 @@ pub(super) struct Directory {
     in_force: HashMap<Key, Arc<Object>>,
     duplicates: BTreeMap<(PathBuf, Key), Problem>,
     missing: Option<Problem>,
+    /// Whether the last good version of what is broken stays in force.
+    keeps: bool,
 }
 
 /// One file: what it last said that could be understood.
@@ -81,7 +83,14 @@ impl Directory {
             in_force: HashMap::new(),
             duplicates: BTreeMap::new(),
             missing: None,
+            keeps: true,
         }
+    }
+
+    /// For whoever writes these files itself: what cannot be understood in them is not there, so that it is written anew.
+    pub(super) fn without_last_good(mut self) -> Self {
+        self.keeps = false;
+        self
     }
 
     /// What is in force under this name.
@@ -178,7 +187,7 @@ impl Directory {
         let parsed = parse(path, &text, self.kinds);
         let mut objects = parsed.objects;
         let mut problems = parsed.problems;
-        if !problems.is_empty() {
+        if self.keeps && !problems.is_empty() {
             // What cannot be understood may have been meant to define any of the objects that are missing now.
             let kept: Vec<_> =
                 old.objects.iter().filter(|o| objects.iter().all(|new| new.key != o.key)).cloned().collect();

@@ -351,3 +351,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_its_writer_cannot_understand_is_not_there() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("assignments");
+    fs::create_dir_all(root.join("team")).unwrap();
+    let file = root.join("team/a.json");
+    let good = r#"{"apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureAssignedIdentity",
+        "metadata": {"name": "a", "namespace": "team", "resourceVersion": "7"}, "spec": {"pod": "p"}}"#;
+    fs::write(&file, good).unwrap();
+    let new = || Directory::new(root.clone(), 1, &[Kind::Assigned]);
+    let (mut reader, mut writer) = (new(), new().without_last_good());
+    for directory in [&mut reader, &mut writer] {
+        directory.refresh(&Dirty::All);
+        assert_eq!(directory.objects().count(), 1);
+    }
+    fs::write(&file, &good[..40]).unwrap();
+    for directory in [&mut reader, &mut writer] {
+        directory.refresh(&Dirty::All);
+        assert!(directory.problems().count() > 0);
+    }
+    assert_eq!(reader.objects().count(), 1, "a node goes on with what it had");
+    assert_eq!(writer.objects().count(), 0, "the controller writes it anew");
+}

@@ -56,13 +56,12 @@ pub(super) fn watch(
     };
     let mut tasks = vec![manifest.run().boxed()];
     if !assigned.is_empty() {
-        let state = Driver {
-            room: room(manifests.state.assignments(), 1, STATE_KINDS)?,
-            statuses: None,
-            interests: assigned,
-            updates: updates.clone(),
-            secrets: None,
-        };
+        let mut room = room(manifests.state.assignments(), 1, STATE_KINDS)?;
+        if assigned.iter().any(|interest| matches!(interest, Interest::Assigned { node: None })) {
+            // All of them: the controller, whose files they are.
+            room.directory = room.directory.without_last_good();
+        }
+        let state = Driver { room, statuses: None, interests: assigned, updates: updates.clone(), secrets: None };
         tasks.push(state.run().boxed());
     }
     Ok(tasks)

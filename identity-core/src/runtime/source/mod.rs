@@ -17,7 +17,7 @@ use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::parse::Problem;
+pub use self::parse::{Problem, examine};
 use super::{
     observe::{Nobody, Observer},
     secrets::Store,

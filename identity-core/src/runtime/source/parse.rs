@@ -141,6 +141,14 @@ pub(super) struct Parsed {
     pub(super) problems: Vec<Problem>,
 }
 
+/// What a manifest comes to, without a directory around it: its objects as `Kind namespace/name`, and what is wrong with it.
+/// For whoever wants to know before it is written there. The end of the file's name says whether it is JSON.
+pub fn examine(file: &Path, text: &str) -> (Vec<String>, Vec<Problem>) {
+    let kinds = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception];
+    let Parsed { objects, problems } = parse(file, text, kinds);
+    (objects.iter().map(|located| located.key.to_string()).collect(), problems)
+}
+
 /// Reads a file's text. Only objects of `kinds` are taken; one of our own kinds that is not among them is a mistake, and a
 /// kind that is not ours is passed over.
 pub(super) fn parse(file: &Path, text: &str, kinds: &[Kind]) -> Parsed {
