@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| entra_pod_identity_fuzz::path_normalise::check(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| entra_pod_identity_fuzz::endpoint::path_normalise::check(data));

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
 
-#[path = "../../fuzz/src/lib.rs"]
+#[path = "../../fuzz/src/endpoint/mod.rs"]
 pub mod checks;
 
 use std::{fs, panic::catch_unwind, path::Path};

@@ -96,9 +96,10 @@ impl Room {
         let watch = Stopwatch::start();
         let version = Cmd::new("rustc").arg("-vV").text()?;
         let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
-        // With a target, even the machine's own, the flags are not for build scripts.
+        // With a target, even the machine's own, the flags are not for build scripts. Not `--locked`: when a crate of the
+        // workspace gets a dependency, fuzz/Cargo.lock gets it here.
         let mut command = Cmd::cargo()
-            .args(["build", "--quiet", "--locked", "--release", "--target", host, "--manifest-path"])
+            .args(["build", "--quiet", "--release", "--target", host, "--manifest-path"])
             .arg(self.root.join("Cargo.toml"))
             .arg("--target-dir")
             .arg(self.root.join("target"));

@@ -64,8 +64,9 @@ pub fn token_request(text: &str, form: Form) -> Option<TokenRequest> {
     Some(TokenRequest { resource: resource?, identity: ids.into_iter().next(), authority, bypass_cache, form })
 }
 
-/// A request written as a form encoder writes it.
-pub fn encoded(request: &TokenRequest) -> String {
+/// A request written as a form encoder writes it; none when its authority, as URLs are written, is longer than may be sent:
+/// what was sent was shorter, unescaped.
+pub fn encoded(request: &TokenRequest) -> Option<String> {
     let mut text = form_urlencoded::Serializer::new(String::new());
     if request.form != Form::Posted {
         text.append_pair("api-version", "2019-08-01");
@@ -75,12 +76,16 @@ pub fn encoded(request: &TokenRequest) -> String {
         text.append_pair(selector.name(), id);
     }
     if let Some(Authority { host, tenant }) = &request.authority {
-        text.append_pair("authority", &format!("https://{host}/{}", tenant.as_deref().unwrap_or_default()));
+        let url = format!("https://{host}/{}", tenant.as_deref().unwrap_or_default());
+        if url.len() > MAX_ID {
+            return None;
+        }
+        text.append_pair("authority", &url);
     }
     if request.bypass_cache {
         text.append_pair("bypass_cache", "true");
     }
-    text.finish()
+    Some(text.finish())
 }
 
 /// Short enough, and no control characters.
