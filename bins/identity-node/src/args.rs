@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use http::Uri;
-use identity_broker::{AuthorityHosts, DEFAULT_HOSTS, OnAuditFailure};
+use identity_broker::{AuthorityHosts, DEFAULT_HOSTS, LimitsConfig, OnAuditFailure, Rate};
 use identity_netfilter::{Backend, Redirect};
 use identity_process::{LogArgs, SourceArgs};
 
@@ -173,12 +173,24 @@ pub(crate) struct TokenArgs {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = hold, env = "ENTRA_POD_IDENTITY_HOLD")]
     pub(crate) hold: Duration,
 
+    /// Requests a second that one pod is answered, with bursts of twice as many; above it 429. 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 2000, env = "ENTRA_POD_IDENTITY_POD_REQUESTS_PER_SECOND")]
+    pub(crate) pod_requests_per_second: u32,
+
     /// What happens to a token whose audit record cannot be written
     #[arg(long, value_name = "POLICY", default_value = "deny", env = "ENTRA_POD_IDENTITY_AUDIT_ON_FAILURE")]
     pub(crate) audit_on_failure: AuditFailure,
 }
 
 impl TokenArgs {
+    pub(crate) fn limits(&self) -> LimitsConfig {
+        let rate = match self.pod_requests_per_second {
+            0 => Rate::UNLIMITED,
+            n => Rate::per_second(n, n.saturating_mul(2)),
+        };
+        LimitsConfig { requests: rate, cheap: rate, connections: rate, ..LimitsConfig::default() }
+    }
+
     pub(crate) fn authority_hosts(&self) -> AuthorityHosts {
         AuthorityHosts::new(&self.authority_hosts)
     }

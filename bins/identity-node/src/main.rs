@@ -85,6 +85,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let config = BrokerConfig {
         hold: args.tokens.hold,
         on_audit_failure: args.tokens.audit_on_failure.into(),
+        limits: args.tokens.limits(),
         ..BrokerConfig::default()
     };
     let rest = PassthroughConfig {

@@ -17,6 +17,7 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
+use jiff::{SignedDuration, Timestamp};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -94,6 +95,7 @@ pub async fn serve<D, T, A, C>(
     let cut = CancellationToken::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(config.max_head.max(8192));
+    let mut said = Sparing::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -118,7 +120,12 @@ pub async fn serve<D, T, A, C>(
         let open = Open::new(place, &metrics);
         if !going_to(&config, &original, &stream) {
             metrics.turned_away(Turned::Direct);
-            tracing::warn!(%peer, "refused a connection that was not redirected from the metadata address");
+            if let Some(since) = said.turn(broker.now()) {
+                tracing::warn!(
+                    %peer, since_the_last_line = since,
+                    "refused a connection that was not redirected from the metadata address"
+                );
+            }
             let cut = cut.clone();
             tasks.spawn(async move {
                 tokio::select! { () = turn_away(stream) => {}, () = cut.cancelled() => {} }
@@ -160,6 +167,27 @@ pub async fn serve<D, T, A, C>(
     }
 }
 
+/// A line of the log that pods can cause: at most one each second. The metric counts all.
+#[derive(Debug, Default)]
+struct Sparing {
+    last: Option<Timestamp>,
+    kept_back: u64,
+}
+
+impl Sparing {
+    /// Whether to say it now, and how many were kept back before.
+    fn turn(&mut self, now: Timestamp) -> Option<u64> {
+        let recently =
+            self.last.is_some_and(|last| now >= last && now.duration_since(last) < SignedDuration::from_secs(1));
+        if recently {
+            self.kept_back += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.kept_back))
+    }
+}
+
 /// A connection that counts.
 struct Open {
     _place: Place,
@@ -185,7 +213,7 @@ fn going_to(config: &ServerConfig, original: &impl OriginalDestination, stream: 
         Err(error) => {
             // The connection is refused either way; a kernel without connection tracking would refuse all.
             if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(%error, "the original destination of a connection could not be read");
+                tracing::debug!(%error, "the original destination of a connection could not be read");
             }
             false
         }
@@ -214,4 +242,21 @@ async fn turn_away(mut stream: TcpStream) {
         io::Result::Ok(())
     };
     let _ = tokio::time::timeout(Duration::from_secs(2), exchange).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pods_can_cause_is_said_once_a_second() {
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        let mut said = Sparing::default();
+        let told: Vec<_> = [0, 1, 999, 1000, 1001, 500, 3000].map(|millis| said.turn(at(millis))).into();
+        assert_eq!(
+            told,
+            [Some(0), None, None, Some(2), None, Some(1), Some(0)],
+            "a clock set back does not silence it"
+        );
+    }
 }
