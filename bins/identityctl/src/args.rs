@@ -52,6 +52,10 @@ pub(crate) struct Explain {
     #[arg(long)]
     pub(crate) cluster_wide_matching: bool,
 
+    /// As the flag of identity-node
+    #[arg(long, value_name = "NAMESPACE,…", value_delimiter = ',')]
+    pub(crate) exception_namespaces: Vec<String>,
+
     /// JSON instead of an indented tree
     #[arg(long)]
     pub(crate) json: bool,

@@ -6,12 +6,12 @@ use anyhow::{Context as _, bail};
 use identity_core::{
     assign::{self, Event, Index, Relist},
     explain::{Explanation, Verdict},
-    lookup::{self, Binding, NodeIndex, Request, RequestedIdentity},
+    lookup::{self, Binding, Exception, NodeIndex, Request, RequestedIdentity},
     object::ObjectKey,
     pod::Pod,
     runtime::source::{Change, Interest, Source, Update},
 };
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
 use tokio_util::sync::CancellationToken;
 
 use crate::{args::Explain, say};
@@ -20,7 +20,8 @@ use crate::{args::Explain, say};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(args: &Explain) -> anyhow::Result<ExitCode> {
-    let objects = tokio::time::timeout(PATIENCE, read(&args.source.open().await?))
+    let exceptions_of = args.exception_namespaces.iter().find(|listed| **listed == args.pod.0).map(String::as_str);
+    let objects = tokio::time::timeout(PATIENCE, read(&args.source.open().await?, exceptions_of))
         .await
         .with_context(|| format!("not all objects could be listed within {} s", PATIENCE.as_secs()))??;
     let explanations = explain(args, objects);
@@ -40,12 +41,18 @@ struct Objects {
     identities: Option<Vec<AzureIdentity>>,
     bindings: Option<Vec<AzureIdentityBinding>>,
     assigned: Option<Vec<AzureAssignedIdentity>>,
+    exceptions: Option<Vec<AzurePodIdentityException>>,
 }
 
-/// The first list of each kind.
-async fn read(source: &Source) -> anyhow::Result<Objects> {
-    let interests =
-        [Interest::Pods { node: None }, Interest::Identities, Interest::Bindings, Interest::Assigned { node: None }];
+/// The first list of each kind; exceptions of one namespace, if they count there.
+async fn read(source: &Source, exceptions_of: Option<&str>) -> anyhow::Result<Objects> {
+    let mut interests = vec![
+        Interest::Pods { node: None },
+        Interest::Identities,
+        Interest::Bindings,
+        Interest::Assigned { node: None },
+    ];
+    interests.extend(exceptions_of.map(|namespace| Interest::Exceptions { namespace: namespace.to_owned() }));
     let stop = CancellationToken::new();
     let _stop_always = stop.clone().drop_guard();
     let mut updates = source.watch(&interests, None, &stop)?;
@@ -54,12 +61,14 @@ async fn read(source: &Source) -> anyhow::Result<Objects> {
         || objects.identities.is_none()
         || objects.bindings.is_none()
         || objects.assigned.is_none()
+        || (exceptions_of.is_some() && objects.exceptions.is_none())
     {
         match updates.recv().await {
             Some(Update::Pods(Change::Relist(all))) => objects.pods = Some(all),
             Some(Update::Identities(Change::Relist(all))) => objects.identities = Some(all),
             Some(Update::Bindings(Change::Relist(all))) => objects.bindings = Some(all),
             Some(Update::Assigned(Change::Relist(all))) => objects.assigned = Some(all),
+            Some(Update::Exceptions { change: Change::Relist(all), .. }) => objects.exceptions = Some(all),
             // What changes while the rest is being listed is not waited for.
             Some(_) => {}
             None => bail!("the objects cannot be listed"),
@@ -75,7 +84,11 @@ fn explain(args: &Explain, objects: Objects) -> Vec<Explanation> {
     let assigned = objects.assigned.unwrap_or_default();
     let key = ObjectKey::new(args.pod.0.as_str(), args.pod.1.as_str());
 
-    let options = lookup::Options { cluster_wide: args.cluster_wide_matching, ..lookup::Options::default() };
+    let options = lookup::Options {
+        cluster_wide: args.cluster_wide_matching,
+        exception_namespaces: args.exception_namespaces.iter().cloned().collect(),
+        ..lookup::Options::default()
+    };
     let mut node = NodeIndex::new(options);
     let on = |pod: &Pod| {
         (*pod.reference.namespace == *key.namespace && *pod.reference.name == *key.name).then(|| pod.node.clone())
@@ -83,6 +96,7 @@ fn explain(args: &Explain, objects: Objects) -> Vec<Explanation> {
     let where_it_runs = pods.iter().find_map(on);
     node.reset_pods(pods.iter().filter(|pod| Some(&pod.node) == where_it_runs.as_ref()).cloned().collect());
     node.reset_bindings(bindings.iter().map(Binding::from).collect());
+    node.reset_exceptions(&args.pod.0, objects.exceptions.iter().flatten().map(Exception::from).collect());
     // What cannot be served is part of the explanation.
     let _ = node.reset_assignments(&assigned);
     let identity = match (&args.client_id, &args.object_id, &args.resource_id) {
