@@ -416,7 +416,7 @@ impl Entry {
     /// When there is something to do; `None` if there is nothing to keep.
     pub(super) fn next_wake(&self, config: &ManagerConfig, now: Now) -> Option<Duration> {
         let held = self.token.as_ref();
-        let forget = || self.trouble.as_ref().map(|trouble| trouble.until + config.backoff_max);
+        let forget = || self.trouble.as_ref().map(|trouble| trouble.until + config.idle);
         let deadlines = self.waiting.iter().map(|waiting| waiting.deadline).min();
         let refresh = self.refresh_at.filter(|_| self.flight.is_none());
         let ends = held.map(|held| now.when(held.ends()));

@@ -292,3 +292,8 @@ impl Machine {
 fn unavailable(message: &str) -> TokenError {
     TokenError::Unavailable { message: message.to_owned(), retry_after: Duration::from_secs(1) }
 }
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
