@@ -130,11 +130,14 @@ impl Stage {
             }
         });
         let keeper = Keeper::new()?;
+        // Not beside the manifests: the daemons watch what changes there.
+        let logs = work.join("logs");
+        fs::create_dir_all(&logs)?;
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let start = |name: &str, program: &Path, more: Vec<String>, source: Vec<String>| {
             // As in the manifests in deploy/: the log, and so the audit, as JSON; here into a file.
             let line: Vec<String> = source.into_iter().chain(words("--log-format=json")).chain(more).collect();
-            keeper.spawn(name, program, &line, &[], &work.join(format!("{name}.log")))
+            keeper.spawn(name, program, &line, &[], &logs.join(format!("{name}.log")))
         };
         let mut controller = start("controller", &programs.controller, words("--holder bench"), controller_source)?;
         ready(&mut controller, CONTROLLER_PROBE).await?;

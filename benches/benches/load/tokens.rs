@@ -76,7 +76,7 @@ struct Bench {
 impl Bench {
     async fn start(programs: &Programs, netns: PathBuf, work: &Path, pods: usize) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt as _;
-        let (manifests, state_dir) = (work.join("manifests"), work.join("state"));
+        let (manifests, state_dir) = (work.join("objects/manifests"), work.join("objects/state"));
         for directory in [&manifests, &state_dir] {
             fs::create_dir_all(directory)?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
