@@ -37,7 +37,7 @@ impl Ask {
 pub struct Interest(watch::Receiver<Urgency>);
 
 impl Interest {
-    pub(super) fn new(urgency: Urgency) -> (watch::Sender<Urgency>, Self) {
+    pub(crate) fn new(urgency: Urgency) -> (watch::Sender<Urgency>, Self) {
         let (sender, receiver) = watch::channel(urgency);
         (sender, Self(receiver))
     }

@@ -396,7 +396,7 @@ async fn a_failure_of_a_moment_ago_is_at_hand_with_what_is_left_of_its_wait() {
     pass(2).await;
     assert!(bench.ready("a", "r").is_none());
     // And is forgotten, with its key.
-    pass(600).await;
+    pass(601).await;
     assert!(bench.manager.is_empty());
 }
 

@@ -1,49 +1,194 @@
-//! Upstream budgets: how many requests at a time, how many a second, how many of them retries.
+//! Upstream budgets: who may ask when, and how many of the requests may be retries.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI32, Ordering},
     },
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
-use super::turns::{Place, Turns};
+use super::budget::{Budget, Class, Rates, Ticket, Who};
+use crate::tokens::{Interest, Urgency};
 
-/// At most so many at a time, given out in turn, and so many a second: a burst, then one each so often (generic cell rate
-/// algorithm).
+/// The most tenants with a budget of their own.
+const TENANTS: usize = 256;
+
+/// The async front of a [`Budget`].
+#[derive(Clone, Debug)]
+pub(crate) struct Limit(Arc<Shared>);
+
 #[derive(Debug)]
-pub(crate) struct Limit {
-    places: Turns,
-    every: Duration,
-    /// What a full burst lasts.
-    ahead: Duration,
-    next: Mutex<Option<Instant>>,
+struct Shared {
+    base: Instant,
+    state: Mutex<State>,
 }
 
+#[derive(Debug)]
+struct State {
+    budget: Budget,
+    given: HashMap<Ticket, oneshot::Sender<()>>,
+    next: Ticket,
+    /// A task waits for the next time at which somebody may begin.
+    pumping: bool,
+}
+
+/// Why there is no turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoTurn {
+    /// Nobody wants it any more.
+    Abandoned,
+    /// Upstream is to be left alone for longer than can be waited for.
+    Paused(Duration),
+}
+
+// === impl Limit ===
+
 impl Limit {
-    /// `at_once` at a time; `burst` from idle, `a_second` in the long run. No second has more than both together.
-    pub(crate) fn new(at_once: usize, burst: u32, a_second: u32) -> Self {
-        let every = Duration::from_secs(1) / a_second.max(1);
-        Self { places: Turns::new(at_once), every, ahead: every * burst.max(1), next: Mutex::default() }
+    pub(crate) fn new(rates: Rates) -> Self {
+        let state = State { budget: Budget::new(rates), given: HashMap::new(), next: 0, pumping: false };
+        Self(Arc::new(Shared { base: Instant::now(), state: Mutex::new(state) }))
     }
 
-    /// Waits for the turn of `who`; it ends when the result is dropped. Callers bound the wait.
-    pub(crate) async fn turn(&self, who: u64) -> impl Drop + use<'_> {
-        let place: Place<'_> = self.places.take(who).await;
-        let at = {
-            let now = Instant::now();
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let due = next.map_or(now, |next| next.max(now)) + self.every;
-            *next = Some(due);
-            due.checked_sub(self.ahead).filter(|at| *at > now)
+    /// Waits for the turn of `who`, which ends when the result is dropped. Callers bound the wait by `deadline`.
+    pub(crate) async fn turn(&self, who: Who, interest: &mut Interest, deadline: Instant) -> Result<Turn, NoTurn> {
+        let class = class(interest.urgency()).ok_or(NoTurn::Abandoned)?;
+        let (given, mut turn) = oneshot::channel();
+        let ticket = {
+            let mut state = self.0.lock();
+            let now = self.0.now();
+            if let Some(left) = state.budget.paused(now)
+                && self.0.base + now + left >= deadline
+            {
+                return Err(NoTurn::Paused(left));
+            }
+            let ticket = state.next;
+            state.next += 1;
+            state.budget.ask(ticket, who, class);
+            state.given.insert(ticket, given);
+            self.0.pump(&mut state);
+            ticket
         };
-        if let Some(at) = at {
+        // From here on dropping it gives up waiting, or the place.
+        let place = Turn { shared: Arc::clone(&self.0), ticket };
+        loop {
+            tokio::select! {
+                biased;
+                // The sender is only dropped after it has sent.
+                _ = &mut turn => return Ok(place),
+                urgency = interest.changed() => match self::class(urgency) {
+                    Some(class) => self.0.lock().budget.change(ticket, class),
+                    None => return Err(NoTurn::Abandoned),
+                },
+            }
+        }
+    }
+
+    /// Upstream asked to be left alone for so long.
+    pub(crate) fn pause(&self, pause: Duration) {
+        let until = self.0.now() + pause;
+        self.0.lock().budget.pause(until);
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let now = self.0.now();
+        self.0.lock().budget.is_at_rest(now)
+    }
+}
+
+const fn class(urgency: Urgency) -> Option<Class> {
+    match urgency {
+        Urgency::Urgent => Some(Class::Urgent),
+        Urgency::Early => Some(Class::Early),
+        Urgency::Nobody => None,
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Duration {
+        self.base.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets begin who may; sees to it that the next one does when it is time.
+    fn pump(self: &Arc<Self>, state: &mut State) {
+        while let Some(ticket) = state.budget.grant(self.now()) {
+            if let Some(given) = state.given.remove(&ticket) {
+                // Whoever has left gives the place back himself.
+                let _ = given.send(());
+            }
+        }
+        if state.budget.wake().is_some()
+            && !state.pumping
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            state.pumping = true;
+            runtime.spawn(Arc::clone(self).keep_pumping());
+        }
+    }
+
+    async fn keep_pumping(self: Arc<Self>) {
+        loop {
+            let at = {
+                let mut state = self.lock();
+                self.pump(&mut state);
+                let Some(at) = state.budget.wake() else {
+                    state.pumping = false;
+                    return;
+                };
+                self.base + at
+            };
             tokio::time::sleep_until(at).await;
         }
-        place
+    }
+}
+
+/// A turn, or the waiting for one.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.given.remove(&self.ticket);
+        state.budget.leave(self.ticket);
+        self.shared.pump(&mut state);
+    }
+}
+
+/// A limit for each tenant: Entra throttles each by itself.
+#[derive(Debug)]
+pub(crate) struct Tenants {
+    rates: Rates,
+    limits: Mutex<HashMap<u64, Limit>>,
+    /// For those beyond the most that are kept.
+    others: Limit,
+}
+
+impl Tenants {
+    pub(crate) fn new(rates: Rates) -> Self {
+        Self { rates, limits: Mutex::default(), others: Limit::new(rates) }
+    }
+
+    /// The limit of a tenant, by a hash of what names it.
+    pub(crate) fn of(&self, tenant: u64) -> Limit {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if !limits.contains_key(&tenant) && limits.len() >= TENANTS {
+            limits.retain(|_, limit| !limit.is_at_rest());
+            if limits.len() >= TENANTS {
+                return self.others.clone();
+            }
+        }
+        limits.entry(tenant).or_insert_with(|| Limit::new(self.rates)).clone()
     }
 }
 
@@ -75,47 +220,5 @@ impl RetryBudget {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn no_second_has_more_than_burst_and_rate() {
-        let limit = Limit::new(5, 4, 14);
-        let mut turns = Vec::new();
-        for pause in [0, 0, 3, 0] {
-            tokio::time::advance(Duration::from_secs(pause)).await;
-            for _ in 0..30 {
-                drop(limit.turn(0).await);
-                turns.push(Instant::now());
-            }
-        }
-        for (n, from) in turns.iter().enumerate() {
-            let within = turns[n..].iter().take_while(|turn| **turn - *from < Duration::from_secs(1)).count();
-            assert!(within <= 18, "{within} within a second");
-        }
-        // And it is not slower than it has to be: 60 turns after a burst of 4.
-        let took = turns[59] - turns[0];
-        assert!(took >= Duration::from_secs(4) && took <= Duration::from_millis(4100), "{took:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn at_most_so_many_at_once() {
-        let limit = Limit::new(2, 1000, 1000);
-        let (_one, two) = (limit.turn(0).await, limit.turn(0).await);
-        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn(0)).await.is_err());
-        drop(two);
-        assert!(tokio::time::timeout(Duration::from_secs(1), limit.turn(0)).await.is_ok());
-    }
-
-    #[test]
-    fn retries_are_a_share_of_requests() {
-        let budget = RetryBudget::new();
-        let granted = (0..1000)
-            .filter(|_| {
-                budget.deposit();
-                budget.withdraw()
-            })
-            .count();
-        assert!((100..=115).contains(&granted), "{granted}");
-    }
-}
+#[path = "limit_tests.rs"]
+mod tests;

@@ -267,7 +267,7 @@ impl World {
     }
 
     fn step_to(&mut self, mono: Duration) {
-        self.now.wall += jiff::SignedDuration::try_from(mono - self.now.mono).unwrap();
+        self.now.wall += jiff::SignedDuration::try_from(mono.saturating_sub(self.now.mono)).unwrap();
         self.now.mono = mono;
     }
 
@@ -337,7 +337,7 @@ impl World {
                 let asking = self.asking.remove(&waiter).expect("answered once, and not after leaving");
                 let late = asking.deadline.max(asking.at) + Duration::from_millis(1);
                 assert!(self.now.mono <= late, "{:?} is after {:?}", self.now.mono, asking.deadline);
-                self.answers.push((asking.key, self.now.mono - asking.at, result.is_ok()));
+                self.answers.push((asking.key, self.now.mono.saturating_sub(asking.at), result.is_ok()));
                 if let Ok(token) = result {
                     self.check_answer(asking.key, &token, Some(&asking));
                 }
@@ -368,7 +368,12 @@ impl World {
         let Some((last, asked)) = model.last else { return };
         let doubled = (1_u64 << (model.failures - 1).min(16)).min(30);
         let pause = Duration::from_millis((doubled * 750).max(asked * 1000));
-        assert!(self.now.mono >= last + pause, "asked {:?} after failure {}", self.now.mono - last, model.failures);
+        assert!(
+            self.now.mono >= last + pause,
+            "asked {:?} after failure {}",
+            self.now.mono.saturating_sub(last),
+            model.failures
+        );
     }
 
     /// `waited`: by whom it was waited for; none when it was at hand.
