@@ -72,12 +72,22 @@ pub async fn azures() -> Azures {
 
 /// With other managed identities on the virtual machine.
 pub async fn azures_with(managed: &Value) -> Azures {
+    azures_of(managed, 3600).await
+}
+
+/// With tokens of Entra that live for so many seconds.
+pub async fn azures_living(seconds: u32) -> Azures {
+    azures_of(&json!([]), seconds).await
+}
+
+async fn azures_of(managed: &Value, entra_lifetime: u32) -> Azures {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let authority = ca::Authority::generate().unwrap();
     let server = authority.issue(&["localhost"]).unwrap();
     let certificate = credentials::self_signed_rsa("demo").unwrap();
     let config: Config = serde_json::from_value(json!({
-        "entra": {"listen": "127.0.0.1:0", "certificate": server.certificate_pem, "key": server.key_pem, "retryAfterSeconds": 7},
+        "entra": {"listen": "127.0.0.1:0", "certificate": server.certificate_pem, "key": server.key_pem, "retryAfterSeconds": 7,
+                  "tokenLifetimeSeconds": entra_lifetime},
         "imds": {"listen": "127.0.0.1:0"},
         "directory": {
             "tenants": [{"id": TENANT, "domains": ["contoso.onmicrosoft.com"], "applications": [
