@@ -25,7 +25,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpStream, sync::mpsc, task::LocalSet};
 
-use super::{client, now};
+use super::{client, now, stage};
 
 /// What to do.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -54,6 +54,8 @@ pub(crate) enum Pace {
 pub(crate) struct Outcome {
     pub(crate) requests: u64,
     pub(crate) seconds: f64,
+    /// The generator's own processor time.
+    pub(crate) processor_seconds: f64,
     /// Answers by status; 0 for those that never came.
     pub(crate) statuses: BTreeMap<u16, u64>,
     pub(crate) p50: f64,
@@ -150,6 +152,7 @@ async fn generate(plan: Rc<Plan>) -> anyhow::Result<Outcome> {
     Ok(Outcome {
         requests: all.times.len(),
         seconds,
+        processor_seconds: stage::processor(std::process::id())?.as_secs_f64(),
         statuses: all.statuses,
         p50: at(0.5),
         p90: at(0.9),
@@ -221,15 +224,14 @@ impl Connection {
 
     /// The status of one answer; 0 when there was none.
     async fn ask(&mut self) -> u16 {
-        let mut stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => match self.open().await {
-                Ok(stream) => stream,
-                Err(_) => {
-                    tokio::task::yield_now().await;
-                    return 0;
-                }
-            },
+        let opened = match self.stream.take() {
+            Some(stream) => Ok(stream),
+            None => self.open().await,
+        };
+        let Ok(mut stream) = opened else {
+            // Also when it failed at once, the others get their turn.
+            tokio::task::yield_now().await;
+            return 0;
         };
         let requests = &self.plan.requests;
         let request = requests[self.next % requests.len()].as_bytes();

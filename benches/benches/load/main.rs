@@ -36,15 +36,23 @@ fn main() -> anyhow::Result<()> {
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["bare", listen, size] => servers::bare(listen.parse()?, size.parse()?),
         ["generate", plan] => print(&generator::run(serde_json::from_str(plan)?)?),
-        [part @ ("tokens" | "cluster")] => measure(part, false),
-        [part @ ("tokens" | "cluster"), "--quick"] => measure(part, true),
+        ["cluster", more @ ..] if more.iter().all(|word| *word == "--quick") => {
+            measure(None, more.contains(&"--quick"))
+        }
+        ["tokens", more @ ..] if more.iter().all(|word| *word == "--quick" || tokens::PARTS.contains(word)) => {
+            let parts: Vec<&str> = more.iter().copied().filter(|word| *word != "--quick").collect();
+            measure(Some(if parts.is_empty() { &tokens::PARTS } else { &parts }), more.contains(&"--quick"))
+        }
         _ => bail!(
-            "usage: cargo bench --bench load -- tokens|cluster [--quick]  (`cargo xtask bench` sets what else it needs)"
+            "usage: cargo bench --bench load -- tokens|cluster [--quick]  (`cargo xtask bench` sets what else it needs); for a \
+             profile, only some of the tokens: {}",
+            tokens::PARTS.join(" ")
         ),
     }
 }
 
-fn measure(part: &str, quick: bool) -> anyhow::Result<()> {
+/// Some parts of the token path, or what depends on a cluster.
+fn measure(parts: Option<&[&str]>, quick: bool) -> anyhow::Result<()> {
     let programs =
         Programs { node: variable("IDENTITY_NODE")?.into(), controller: variable("IDENTITY_CONTROLLER")?.into() };
     let assets = PathBuf::from(variable("KUBEBUILDER_ASSETS")?);
@@ -55,10 +63,9 @@ fn measure(part: &str, quick: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let rows = runtime.block_on(async {
         let measured = async {
-            if part == "tokens" {
-                tokens::measure(&programs, netns, work.path(), PODS, quick).await
-            } else {
-                cluster::measure(&programs, &assets, netns, work.path(), PODS, quick).await
+            match parts {
+                Some(parts) => tokens::measure(&programs, netns, work.path(), PODS, parts, quick).await,
+                None => cluster::measure(&programs, &assets, netns, work.path(), PODS, quick).await,
             }
         };
         tokio::select! {

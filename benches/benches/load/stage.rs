@@ -186,10 +186,10 @@ pub(crate) async fn load(plan: &Plan) -> anyhow::Result<Outcome> {
 }
 
 /// Processor time of a process so far.
-pub(crate) fn processor(process: &Process) -> anyhow::Result<Duration> {
+pub(crate) fn processor(process: u32) -> anyhow::Result<Duration> {
     // Nanoseconds of each thread (`/proc/PID/stat` has the same sum in hundredths of a second).
     let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{}/task", process.id()))? {
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
         let text = fs::read_to_string(task?.path().join("schedstat"))?;
         sum += text.split_whitespace().next().context("an empty schedstat")?.parse::<u64>()?;
     }

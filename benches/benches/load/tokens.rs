@@ -25,6 +25,9 @@ use super::{
 const CONNECTIONS: usize = 64;
 const BESIDE: &str = "the bare hyper server with the same body, same run, alternating";
 
+/// What there is to measure.
+pub(crate) const PARTS: [&str; 4] = ["warm", "rates", "fair", "cold"];
+
 /// How much of it.
 struct Extent {
     rounds: usize,
@@ -55,16 +58,24 @@ pub(crate) async fn measure(
     netns: PathBuf,
     work: &Path,
     pods: usize,
+    parts: &[&str],
     quick: bool,
 ) -> anyhow::Result<Vec<Row>> {
     let extent = if quick { QUICK } else { FULL };
     let bench = Bench::start(programs, netns, work, pods).await?;
-    let mut rows = bench.warm(&extent).await?;
-    for (rate, count, rounds) in extent.rates {
-        rows.extend(bench.open(rate, count, rounds).await?);
+    let mut rows = Vec::new();
+    for part in parts {
+        match *part {
+            "warm" => rows.extend(bench.warm(&extent).await?),
+            "rates" => {
+                for (rate, count, rounds) in extent.rates {
+                    rows.extend(bench.open(rate, count, rounds).await?);
+                }
+            }
+            "fair" => rows.extend(bench.fair(&extent).await?),
+            _ => rows.extend(bench.cold(&extent).await?),
+        }
     }
-    rows.extend(bench.fair(&extent).await?);
-    rows.extend(bench.cold(&extent).await?);
     Ok(rows)
 }
 
@@ -134,9 +145,9 @@ impl Bench {
     }
 
     async fn run(&self, target: SocketAddr, server: &Process, pace: Pace) -> anyhow::Result<(Outcome, f64)> {
-        let before = processor(server)?;
+        let before = processor(server.id())?;
         let outcome = load(&self.plan(target, pace)).await?.flawless(server.name())?;
-        let micros = (processor(server)?.saturating_sub(before)).as_secs_f64() * 1e6 / count(outcome.requests);
+        let micros = (processor(server.id())?.saturating_sub(before)).as_secs_f64() * 1e6 / count(outcome.requests);
         Ok((outcome, micros))
     }
 
@@ -157,6 +168,12 @@ impl Bench {
             Row::new("bare_per_s", "those of the bare server", "1/s", &each(|[_, bare]| bare.0.per_second())),
             Row::new("warm_cpu_us", "processor time for such a token", "µs", &each(|[ours, _]| ours.1)),
             Row::new("bare_cpu_us", "the bare server's", "µs", &each(|[_, bare]| bare.1)),
+            Row::new(
+                "generator_cpu_us",
+                "the load generator's own for a request to the bare server",
+                "µs",
+                &each(|[_, bare]| bare.0.processor_seconds * 1e6 / count(bare.0.requests)),
+            ),
         ])
     }
 
