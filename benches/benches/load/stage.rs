@@ -31,6 +31,8 @@ use super::{
 pub(crate) const METADATA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(METADATA_ADDRESS), 80);
 /// Where the bare server does.
 pub(crate) const BARE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(NODE_ADDRESS), 8000);
+/// And where it does behind a redirect like the product's.
+pub(crate) const REDIRECTED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 253)), 80);
 /// Where the upstream does, on the node's loopback.
 pub(crate) const UPSTREAM: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8169);
 
@@ -155,6 +157,13 @@ impl Stage {
         let line = ["bare".to_owned(), BARE.to_string(), size.to_string()];
         let mut bare = self.keeper.spawn("bare", &std::env::current_exe()?, &line, &[], &work.join("bare.log"))?;
         wait(&mut bare, || std::net::TcpStream::connect(BARE).is_ok()).await?;
+        let rule = format!(
+            "add table ip load; add chain ip load prerouting {{ type nat hook prerouting priority dstnat; }}; \
+             add rule ip load prerouting ip daddr {} tcp dport {} dnat to {BARE}",
+            REDIRECTED.ip(),
+            REDIRECTED.port()
+        );
+        process::run("nft", &[&rule])?;
         Ok(bare)
     }
 

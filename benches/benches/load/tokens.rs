@@ -19,7 +19,7 @@ use super::{
     now,
     objects::{self, IDENTITIES, RESOURCE},
     rows::{Row, median},
-    stage::{BARE, METADATA, Programs, Stage, UPSTREAM, address, load, processor},
+    stage::{BARE, METADATA, Programs, REDIRECTED, Stage, UPSTREAM, address, load, processor},
 };
 
 const CONNECTIONS: usize = 64;
@@ -152,9 +152,14 @@ impl Bench {
     }
 
     async fn warm(&self, extent: &Extent) -> anyhow::Result<Vec<Row>> {
+        let pace = Pace::Closed { millis: extent.warm_millis };
         let mut pairs = Vec::new();
+        let mut redirected = Vec::new();
         for _ in 0..extent.rounds {
-            pairs.push(self.pair(Pace::Closed { millis: extent.warm_millis }).await?);
+            let [ours, bare] = self.pair(pace).await?;
+            let behind = self.run(REDIRECTED, &self.bare, pace).await?;
+            redirected.push(behind.0.per_second() / bare.0.per_second());
+            pairs.push([ours, bare]);
         }
         let each = |of: fn(&[(Outcome, f64); 2]) -> f64| pairs.iter().map(of).collect::<Vec<f64>>();
         let what = format!(
@@ -164,6 +169,12 @@ impl Bench {
         Ok(vec![
             Row::new("warm_ratio", what, "×", &each(|[ours, bare]| ours.0.per_second() / bare.0.per_second()))
                 .at_least(0.85),
+            Row::new(
+                "redirect_ratio",
+                "the bare server behind such a redirect against itself without",
+                "×",
+                &redirected,
+            ),
             Row::new("warm_per_s", "those tokens", "1/s", &each(|[ours, _]| ours.0.per_second())),
             Row::new("bare_per_s", "those of the bare server", "1/s", &each(|[_, bare]| bare.0.per_second())),
             Row::new("warm_cpu_us", "processor time for such a token", "µs", &each(|[ours, _]| ours.1)),
