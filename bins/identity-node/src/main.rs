@@ -2,6 +2,7 @@
 //! in [`identity_netfilter`], [`identity_core::runtime::node`] and [`identity_broker`].
 
 mod args;
+mod audit;
 mod metadata;
 mod netfilter;
 mod secrets;
@@ -17,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use identity_broker::{
-    Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, LogAudit, Metrics, ServerConfig, UpstreamConfig,
+    Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, Metrics, ServerConfig, UpstreamConfig,
     metadata::{Passthrough, PassthroughConfig},
     serve,
 };
@@ -31,7 +32,7 @@ use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
 use tracing::info;
 
-use self::{args::Args, secrets::FromRuntime};
+use self::{args::Args, audit::ProcessAudit, secrets::FromRuntime};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -94,7 +95,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..PassthroughConfig::default()
     };
     let rest = Arc::new(Passthrough::new(rest, now, metrics.clone()));
-    let broker = Broker::with_metadata(published.clone(), tokens, LogAudit, now, config, metrics, rest);
+    let broker = Broker::with_metadata(published.clone(), tokens, ProcessAudit, now, config, metrics, rest);
 
     // First somebody who answers, then the rules that lead there.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--node-address {listen}"))?;

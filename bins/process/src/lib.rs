@@ -25,6 +25,7 @@ mod probe;
 mod signals;
 mod source;
 mod start;
+mod stderr;
 
 pub use clock::{SystemClock, now};
 pub use logs::{Format, LogArgs};
@@ -33,3 +34,4 @@ pub use probe::{Answer, Probes};
 pub use signals::{Supervisor, shutdown_on_signal};
 pub use source::SourceArgs;
 pub use start::{VERSION, run};
+pub use stderr::lost_log_lines;

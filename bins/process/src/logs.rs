@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal as _};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
+use crate::stderr::Stderr;
+
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -47,9 +49,7 @@ impl LogArgs {
     pub fn install(&self) {
         // The kube client says each request at info and each failure that is ours to judge at error.
         let filter = EnvFilter::new(self.directives());
-        // A log that cannot be written (its disk is full, its reader has gone) must not end the process: the default complains on
-        // standard error, and panics when it is that which fails.
-        let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_target(true).log_internal_errors(false);
+        let log = fmt().with_env_filter(filter).with_writer(Stderr::new()).with_target(true).log_internal_errors(false);
         match self.log_format {
             Format::Json => log.json().flatten_event(true).init(),
             Format::Text => log.with_ansi(io::stderr().is_terminal()).init(),
