@@ -2,13 +2,13 @@
 //! inputs in `fuzz/corpus/`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 
-use crate::{clock::Stopwatch, paths, run::Cmd, setup::packages, term};
+use crate::{clock::Stopwatch, files, paths, run::Cmd, setup::packages, term};
 
 /// Arguments of `fuzz`.
 #[derive(clap::Args, Debug)]
@@ -21,7 +21,7 @@ pub struct Arguments {
     /// Only check this input, as when a finding is to be reproduced.
     #[arg(long, value_name = "FILE", requires = "target")]
     input: Option<PathBuf>,
-    /// Do not run, but add to the corpus that is checked in what earlier runs found beyond it, smallest first.
+    /// Do not run, but add to the corpus that is checked in the few inputs of earlier runs that reach most beyond it.
     #[arg(long, conflicts_with = "input")]
     merge: bool,
 }
@@ -37,6 +37,9 @@ const INSTRUMENTATION: &[&str] = &[
     "--cfg=fuzzing",
     "-Ccodegen-units=1",
 ];
+
+/// The most inputs that a merge leaves in a corpus that is checked in.
+const MOST_INPUTS: usize = 190;
 
 /// The longest inputs made, in bytes; more than any of the product's limits but those that are not worth the time.
 const LONGEST: u32 = 4096;
@@ -139,15 +142,89 @@ impl Room {
         })
     }
 
+    /// Adds the few inputs that reach most beyond the corpus that is checked in.
     fn merge(&self, program: &Path, target: &str) -> anyhow::Result<()> {
-        let merge = Cmd::new(program).args(["-merge=1", "-max_len=512"]);
-        merge.arg(self.root.join("corpus").join(target)).arg(self.place("corpus", target)?).run()
+        let corpus = self.root.join("corpus").join(target);
+        // libFuzzer writes into the first corpus whatever reaches further, which is thousands: that is a copy.
+        let copy = self.place("merge", target)?;
+        std::fs::remove_dir_all(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
+        let copy = self.place("merge", target)?;
+        let inputs = std::fs::read_dir(&corpus).with_context(|| format!("cannot read {}", corpus.display()))?;
+        let inputs: Vec<PathBuf> = inputs.flatten().map(|entry| entry.path()).collect();
+        for input in &inputs {
+            add(input, &copy, usize::MAX)?;
+        }
+        let control = copy.with_extension("control");
+        let _ = std::fs::remove_file(&control);
+        Cmd::new(program)
+            .args(["-set_cover_merge=1", "-max_len=600"])
+            .arg(format!("-merge_control_file={}", control.display()))
+            .arg(&copy)
+            .arg(self.place("corpus", target)?)
+            .run_quietly()?;
+        let chosen = further(&files::read(&control)?, MOST_INPUTS.saturating_sub(inputs.len()))?;
+        for input in &chosen {
+            add(Path::new(input), &corpus, 12)?;
+        }
+        term::step(format_args!("{} inputs added to the {} of {target}", chosen.len(), inputs.len()));
+        Ok(())
     }
+}
+
+/// Copies a file into a directory, with at most so many characters of its name.
+fn add(file: &Path, directory: &Path, length: usize) -> anyhow::Result<()> {
+    let name: String = file.file_name().unwrap_or_default().to_string_lossy().chars().take(length).collect();
+    std::fs::copy(file, directory.join(name)).with_context(|| format!("cannot copy {}", file.display())).map(drop)
+}
+
+/// Of a merge's control file, the inputs (`room` at most) that are not of the first corpus and reach most beyond it, each
+/// beyond the ones before. The file: how many inputs, how many of them are of the first corpus, their names one a line; then
+/// `FT input feature…` lines, eight features (how often) for each place in the code.
+fn further(control: &str, room: usize) -> anyhow::Result<Vec<String>> {
+    let mut lines = control.lines();
+    let mut number =
+        || lines.next().and_then(|line| line.parse::<usize>().ok()).context("not a control file of a merge");
+    let (count, first) = (number()?, number()?);
+    let names: Vec<&str> = lines.by_ref().take(count).collect();
+    let mut reached = BTreeSet::new();
+    let mut left: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    for line in lines {
+        let mut words = line.strip_prefix("FT ").into_iter().flat_map(str::split_whitespace).map(str::parse::<usize>);
+        let Some(Ok(input)) = words.next() else { continue };
+        let places = words.flatten().map(|feature| feature / 8);
+        if input < first {
+            reached.extend(places);
+        } else {
+            left.insert(input, places.collect());
+        }
+    }
+    let mut chosen = Vec::new();
+    while chosen.len() < room {
+        left.retain(|_, places| {
+            places.retain(|place| !reached.contains(place));
+            !places.is_empty()
+        });
+        // Inputs are sorted by size: the smallest of equals.
+        let best = left.iter().max_by_key(|(input, places)| (places.len(), std::cmp::Reverse(**input)));
+        let Some((input, places)) = best else { break };
+        reached.extend(places);
+        chosen.push((*names.get(*input).context("not a control file of a merge")?).to_owned());
+    }
+    Ok(chosen)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_merge_takes_what_reaches_further_first_what_reaches_most() {
+        let control =
+            "5\n1\nseed\na\nb\nc\nd\nSTARTED 0 1\nFT 0 8 16\nFT 1 9 24\nFT 2 24 32 40\nFT 3 33 41\nFT 4 48\nCOV 4 1\n";
+        assert_eq!(further(control, 9).unwrap(), ["b", "d"]);
+        assert_eq!(further(control, 1).unwrap(), ["b"]);
+        assert!(further("x", 1).is_err());
+    }
 
     #[test]
     fn every_target_has_a_corpus() {
