@@ -103,3 +103,113 @@ impl Shelf {
         self.shards.iter().map(|shard| shard.load().values().map(SmallVec::len).sum::<usize>()).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use identity_crd::IdentityType;
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::tokens::{Issued, Token};
+
+    const KEYS: usize = 200;
+
+    fn identity(n: usize) -> Arc<Identity> {
+        let name: Arc<str> = format!("i{}", n % 10).into();
+        Arc::new(Identity {
+            object: ObjectRef { namespace: "ns".into(), name: Arc::clone(&name), uid: name, generation: 1 },
+            kind: IdentityType::ServicePrincipal,
+            client_id: None,
+            object_id: None,
+            resource_id: None,
+            tenant_id: None,
+            authority: None,
+            secret: None,
+            audiences: Box::default(),
+        })
+    }
+
+    fn resource(n: usize) -> String {
+        format!("r{}", n / 10)
+    }
+
+    /// A token that says of which key it is and the how manieth.
+    fn token(n: usize, version: u64) -> Arc<Token> {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let client_id = n.to_string();
+        Arc::new(Token::issued(&Issued {
+            access_token: "t",
+            resource: "r",
+            client_id: Some(&client_id),
+            expires_on: now,
+            now,
+            credential: version,
+            request_id: None,
+        }))
+    }
+
+    /// Keys come, change and go while many read: each reads what was published of that key, never an older one after a newer
+    /// one, never nothing of a key that stays.
+    #[test]
+    fn readers_see_what_was_published_last_or_later() {
+        let shelf = Shelf::new();
+        let keys: Vec<_> =
+            (0..KEYS).map(|n| Key::new(shelf.hashes(&identity(n), &resource(n)), &identity(n), &resource(n))).collect();
+        let published: Vec<_> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+        let marks: Vec<_> = (0..KEYS).map(|_| Arc::new(Mark::default())).collect();
+        let done = AtomicBool::new(false);
+        let read = AtomicU64::new(0);
+        let publish = |n: usize, version: u64| {
+            let view = View { token: Some((token(n, version), i64::MAX)), failed: None };
+            shelf.publish(&keys[n], view, &marks[n]);
+            published[n].store(version, Ordering::SeqCst);
+        };
+        (0..KEYS).for_each(|n| publish(n, 1));
+        std::thread::scope(|threads| {
+            for thread in 0..8 {
+                let (shelf, published, done, read) = (&shelf, &published, &done, &read);
+                threads.spawn(move || {
+                    let mut seen = vec![0; KEYS];
+                    let mut n = thread;
+                    while !done.load(Ordering::SeqCst) {
+                        n = (n * 31 + 7) % KEYS;
+                        let least = published[n].load(Ordering::SeqCst);
+                        let found = shelf.read(&identity(n), &resource(n), |slot, view| {
+                            slot.used.touch(i64::try_from(n).unwrap());
+                            let (token, _) = view.token.as_ref().unwrap();
+                            assert_eq!(token.client_id(), Some(n.to_string().as_str()));
+                            token.credential()
+                        });
+                        // Every third key goes and comes back.
+                        let version = match found {
+                            Some(version) => version,
+                            None if n % 3 == 0 => continue,
+                            None => panic!("key {n} is missing"),
+                        };
+                        assert!(version >= least.max(seen[n]), "{version} after {least} and {}", seen[n]);
+                        seen[n] = version;
+                        read.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            // The one writer.
+            let mut version = 1;
+            while version < 100 || read.load(Ordering::Relaxed) < 20_000 {
+                version += 1;
+                for n in 0..KEYS {
+                    if n % 3 == 0 {
+                        shelf.evict(&keys[n]);
+                    }
+                    publish(n, version);
+                }
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(shelf.len(), KEYS);
+        assert!(marks.iter().any(|mark| mark.second() != 0));
+        keys.iter().for_each(|key| shelf.evict(key));
+        assert_eq!(shelf.len(), 0);
+    }
+}
