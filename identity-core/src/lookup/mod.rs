@@ -9,7 +9,7 @@
 //!    [`Deny::HostNetwork`]; one that now belongs to another pod than the connection began with:
 //!    [`Deny::AddressChangedHands`];
 //! 2. a pod that an exception of a listed namespace exempts: [`Source::Exception`], whatever it asks for;
-//! 3. no assignment: [`Wait::Assignment`] when a binding selects the pod and its identity can be expected, else
+//! 3. no assignment: [`Wait::Assignment`] when a binding selects the pod, even one whose identity is missing, else
 //!    [`Deny::NoBinding`];
 //! 4. the identity: the one that the request names (ids without ASCII case), else that of the highest weight; two
 //!    identities with the highest weight are [`Deny::MultipleIdentities`]; one that may still come and would change the

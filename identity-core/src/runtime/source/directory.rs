@@ -58,6 +58,7 @@ pub(super) struct Directory {
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
+    /// By key.
     objects: Vec<Located>,
     problems: Vec<Problem>,
 }
@@ -70,6 +71,11 @@ struct Stamp {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+/// Among objects in the order of their keys: files with thousands of objects are read each time they change.
+fn find<'a>(objects: &'a [Located], key: &Key) -> Option<&'a Located> {
+    objects.binary_search_by(|located| located.key.cmp(key)).ok().map(|index| &objects[index])
 }
 
 impl Directory {
@@ -186,17 +192,18 @@ impl Directory {
         }
         let parsed = parse(path, &text, self.kinds);
         let mut objects = parsed.objects;
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
         let mut problems = parsed.problems;
         if self.keeps && !problems.is_empty() {
             // What cannot be understood may have been meant to define any of the objects that are missing now.
-            let kept: Vec<_> =
-                old.objects.iter().filter(|o| objects.iter().all(|new| new.key != o.key)).cloned().collect();
+            let kept: Vec<_> = old.objects.iter().filter(|o| find(&objects, &o.key).is_none()).cloned().collect();
             if !kept.is_empty() {
                 let names: Vec<_> = kept.iter().map(|located| located.key.to_string()).collect();
                 let message = format!("the last good version stays in force for {}", names.join(", "));
                 problems.push(Problem { file: path.to_owned(), line: 0, column: 0, object: None, message });
             }
             objects.extend(kept);
+            objects.sort_by(|a, b| a.key.cmp(&b.key));
         }
         self.claim(path, &old.objects, &objects, touched);
         self.files.insert(path.to_owned(), File { stamp: Some(stamp), objects, problems });
@@ -223,7 +230,7 @@ impl Directory {
     }
 
     fn located(&self, path: &Path, key: &Key) -> Option<&Located> {
-        self.files.get(path)?.objects.iter().find(|located| located.key == *key)
+        find(&self.files.get(path)?.objects, key)
     }
 
     /// Decides what is in force for `key`, now that its files have been read.

@@ -129,7 +129,7 @@ fn the_last_good_version_of_a_broken_file_stays_in_force() {
 
     room.write("a.yaml", "}");
     assert_eq!(room.look_at(&["a.yaml"]), [""; 0]);
-    assert!(room.problems[1].ends_with("for AzureIdentity default/b, AzureIdentity default/a"), "{:?}", room.problems);
+    assert!(room.problems[1].ends_with("for AzureIdentity default/a, AzureIdentity default/b"), "{:?}", room.problems);
 
     // Whole again, and without b.
     room.write("a.yaml", &identity("a", 4));

@@ -1,7 +1,7 @@
 //! One manifest file: documents into objects, each mistake with its line and column, no document spoiling another.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -154,7 +154,7 @@ pub fn examine(file: &Path, text: &str) -> (Vec<String>, Vec<Problem>) {
 pub(super) fn parse(file: &Path, text: &str, kinds: &[Kind]) -> Parsed {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let json = file.extension().is_some_and(|end| end == "json");
-    let mut reader = Reader { file, json, kinds, lines_before: 0, parsed: Parsed::default() };
+    let mut reader = Reader { file, json, kinds, lines_before: 0, lines: HashMap::new(), parsed: Parsed::default() };
     if json {
         reader.json(text);
     } else {
@@ -194,6 +194,8 @@ struct Reader<'a> {
     kinds: &'a [Kind],
     /// Parsers count lines from the beginning of the document.
     lines_before: u64,
+    /// Where each object was defined.
+    lines: HashMap<Key, u64>,
     parsed: Parsed,
 }
 
@@ -338,11 +340,13 @@ impl Reader<'_> {
             Kind::BindingStatus => self.status(&key, value, place).map(Object::BindingStatus),
         };
         if let Some(object) = object {
-            if let Some(first) = self.parsed.objects.iter().find(|other| other.key == key) {
-                let message = format!("defined twice in this file; the one on line {} is used", first.place.line);
+            if let Some(first) = self.lines.get(&key) {
+                let message = format!("defined twice in this file; the one on line {first} is used");
                 return self.problem(place, label, message);
             }
-            self.parsed.objects.push(Located { key, object: Arc::new(object), place: self.at(place) });
+            let place = self.at(place);
+            self.lines.insert(key.clone(), place.line);
+            self.parsed.objects.push(Located { key, object: Arc::new(object), place });
         }
     }
 
