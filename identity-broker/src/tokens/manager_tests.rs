@@ -15,6 +15,7 @@ struct Fake {
     gate: Semaphore,
     fail: Mutex<Option<TokenError>>,
     lifetime: AtomicU64,
+    refresh_in: Mutex<Option<i64>>,
 }
 
 type Tested = Manager<Arc<Fake>, Box<dyn Fn() -> Timestamp + Send + Sync>>;
@@ -44,7 +45,7 @@ impl Backend for Arc<Fake> {
         }
         let now = wall(self.base);
         let life = i64::try_from(self.lifetime.load(Ordering::SeqCst)).unwrap();
-        Ok(Token::issued(&Issued {
+        let token = Token::issued(&Issued {
             access_token: &format!("token-{call}"),
             resource,
             client_id: identity.client_id.as_deref(),
@@ -52,7 +53,8 @@ impl Backend for Arc<Fake> {
             now,
             credential: self.version.load(Ordering::SeqCst),
             request_id: None,
-        }))
+        });
+        Ok(token.with_refresh_in(*self.refresh_in.lock().unwrap()))
     }
 }
 
@@ -65,6 +67,7 @@ fn bench(config: ManagerConfig) -> Bench {
         gate: Semaphore::new(0),
         fail: Mutex::new(None),
         lifetime: AtomicU64::new(3600),
+        refresh_in: Mutex::new(None),
     });
     let clock: Box<dyn Fn() -> Timestamp + Send + Sync> = Box::new(move || wall(base));
     Bench { manager: Manager::new(Arc::clone(&fake), clock, config, Arc::default()), fake }
@@ -223,6 +226,18 @@ async fn refresh_ahead_does_not_make_anybody_wait() {
     pass(24 * 3600).await;
     assert_eq!(bench.calls(), 3);
     assert_eq!(bench.manager.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn upstream_says_when_to_refresh() {
+    let bench = bench(ManagerConfig::default());
+    *bench.fake.refresh_in.lock().unwrap() = Some(1000);
+    bench.let_through(10);
+    bench.get("a", "r").await.unwrap();
+    pass(899).await;
+    assert_eq!(bench.calls(), 1);
+    pass(102).await;
+    assert_eq!(bench.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]

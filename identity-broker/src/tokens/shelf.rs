@@ -198,9 +198,9 @@ mod tests {
             let mut version = 1;
             while version < 100 || read.load(Ordering::Relaxed) < 20_000 {
                 version += 1;
-                for n in 0..KEYS {
+                for (n, key) in keys.iter().enumerate() {
                     if n % 3 == 0 {
-                        shelf.evict(&keys[n]);
+                        shelf.evict(key);
                     }
                     publish(n, version);
                 }
@@ -209,7 +209,9 @@ mod tests {
         });
         assert_eq!(shelf.len(), KEYS);
         assert!(marks.iter().any(|mark| mark.second() != 0));
-        keys.iter().for_each(|key| shelf.evict(key));
+        for key in &keys {
+            shelf.evict(key);
+        }
         assert_eq!(shelf.len(), 0);
     }
 }

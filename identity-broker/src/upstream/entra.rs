@@ -28,7 +28,7 @@ const ASSERTION_LIFETIME: i64 = 300;
 
 type EntraClient = oauth2::Client<
     EntraError,
-    StandardTokenResponse<NoFields, BasicTokenType>,
+    StandardTokenResponse<Fields, BasicTokenType>,
     BasicTokenIntrospectionResponse,
     StandardRevocableToken,
     BasicRevocationErrorResponse,
@@ -71,7 +71,7 @@ pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Ti
         .and_then(|seconds| now.checked_add(jiff::SignedDuration::from_secs(seconds)).ok())
         .filter(|end| *end > now)
         .ok_or_else(|| transient("Entra's answer has no usable expires_in".to_owned(), None))?;
-    Ok(Token::issued(&Issued {
+    let token = Token::issued(&Issued {
         access_token: answer.access_token().secret(),
         resource: request.resource,
         client_id: Some(request.client_id),
@@ -79,7 +79,9 @@ pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Ti
         now,
         credential: request.version,
         request_id: None,
-    }))
+    });
+    let refresh_in = answer.extra_fields().refresh_in.as_ref().and_then(serde_json::Value::as_i64);
+    Ok(token.with_refresh_in(refresh_in))
 }
 
 #[derive(Serialize)]
@@ -118,11 +120,15 @@ pub(crate) fn assertion(
 
 // === the answers ===
 
-/// Nothing beyond the standard fields is used.
+/// What Entra says beyond the standard fields.
 #[derive(Debug, Serialize, Deserialize)]
-struct NoFields {}
+struct Fields {
+    /// After how many seconds it wants the token to be refreshed. Advice: of another form it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh_in: Option<serde_json::Value>,
+}
 
-impl ExtraTokenFields for NoFields {}
+impl ExtraTokenFields for Fields {}
 
 /// An error body of Entra.
 #[derive(Debug, Serialize, Deserialize)]

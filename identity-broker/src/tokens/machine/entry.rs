@@ -262,16 +262,17 @@ impl Entry {
             let identity = self.key.identity().object.clone();
             out.push(Effect::Notice(Notice::Restored { identity, resource: self.key.resource().into() }));
         }
-        // Upstream's own cache may give one that ends before ours.
-        let keep = freshness == Freshness::Any
-            && self.token.as_ref().is_some_and(|held| {
-                held.token.credential() == token.credential() && held.token.expires_on() > token.expires_on()
-            });
-        if !keep {
-            let mut held = Held { token: Arc::clone(&token), life, got: now.second(), until: 0, superseded: None };
-            held.until = held.well_until(config);
-            self.token = Some(held);
-        }
+        // Upstream's own cache may give one that ends before ours. Then ours is the best there is: as if it had given that.
+        let best = self.token.take().filter(|held| {
+            freshness == Freshness::Any
+                && held.token.credential() == token.credential()
+                && held.token.expires_on() > token.expires_on()
+        });
+        let (kept, life) = best.map_or((Arc::clone(&token), life), |held| {
+            let left = held.token.remaining(now.wall);
+            (held.token, left)
+        });
+        self.token = Some(Held { token: kept, life, got: now.second(), until: 0, superseded: None });
         self.plan(config, chance, now);
         Ok(self.usable(now).cloned().unwrap_or(token))
     }

@@ -220,8 +220,15 @@ impl World {
                         || held.credential() != token.credential()
                         || held.expires_on() <= token.expires_on()
                 });
-                let held = model.token.take();
-                let token = if better { Some((Arc::clone(token), life, now)) } else { held };
+                // Where ours is better, it is as if upstream had given ours.
+                let held = model.token.take().filter(|_| !better);
+                let token = held.map_or_else(
+                    || Some((Arc::clone(token), life, now)),
+                    |(held, ..)| {
+                        let left = held.expires_on().as_second() - now.wall.as_second();
+                        Some((held, left, now))
+                    },
+                );
                 *model = Model { token, ..Model::default() };
             }
             (Outcome::Refused, _) => {

@@ -214,6 +214,21 @@ fn an_early_refresh_becomes_urgent_when_the_token_is_about_to_end() {
 }
 
 #[test]
+fn an_upstream_that_gives_worse_tokens_is_not_asked_at_every_request() {
+    let mut world = World::new(config(), 1);
+    world.ask(0, 0, 15_000, Freshness::Any);
+    world.land(0, Outcome::Token(3600));
+    world.advance(3_310_000);
+    world.ask(0, 0, 15_000, Freshness::Any);
+    world.land(0, Outcome::Token(100));
+    // 290 s are left, which is more than 100.
+    for _ in 0..100 {
+        assert!(world.ask(0, 0, 15_000, Freshness::Any));
+    }
+    assert_eq!(world.fetches.len(), 2);
+}
+
+#[test]
 fn a_refusal_is_said_once_and_its_end_once() {
     let mut world = World::new(config(), 1);
     for outcome in [Outcome::Refused, Outcome::Down(0), Outcome::Refused, Outcome::Refused, Outcome::Token(60)] {
