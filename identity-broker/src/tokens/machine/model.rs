@@ -17,7 +17,7 @@ pub(super) const KEYS: usize = IDENTITIES * RESOURCES;
 
 /// Numbers that the model goes by, written out once more.
 pub(super) fn config() -> ManagerConfig {
-    ManagerConfig { capacity: 7, per_identity: 2, per_pod: 3, ..ManagerConfig::default() }
+    ManagerConfig { capacity: 5, per_identity: 2, per_pod: 2, ..ManagerConfig::default() }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,8 @@ struct Model {
     failures: u32,
     refusals: u32,
     last: Option<(Duration, u64)>,
+    /// The token was got past every cache.
+    fresh: bool,
     /// The token has ended once, as far as the wall clock said; it may be gone, should that be set back.
     ended: bool,
 }
@@ -68,6 +70,9 @@ pub(super) struct World {
     model: Vec<Model>,
     /// Version of an identity's credential, and since when it is known.
     versions: BTreeMap<usize, (u64, i64)>,
+    /// Which pod was the first to ask.
+    owners: BTreeMap<usize, u64>,
+    config: ManagerConfig,
     next: Waiter,
 }
 
@@ -97,7 +102,7 @@ fn key(n: usize) -> Key {
 impl World {
     pub(super) fn new(config: ManagerConfig, seed: u64) -> Self {
         Self {
-            machine: Machine::new(config, seed),
+            machine: Machine::new(config.clone(), seed),
             now: Now { wall: Timestamp::from_second(1_800_000_000).unwrap(), mono: Duration::ZERO },
             fetches: Vec::new(),
             answers: Vec::new(),
@@ -111,6 +116,8 @@ impl World {
             shelf: BTreeMap::new(),
             model: (0..KEYS).map(|_| Model::default()).collect(),
             versions: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            config,
             next: 0,
         }
     }
@@ -135,7 +142,13 @@ impl World {
         let deadline = self.now.mono + Duration::from_millis(wait);
         self.asking.insert(waiter, Asking { key, at: self.now.mono, deadline, freshness });
         let input = Input::Request { key: self.keys[key].clone(), waiter, pod: Some(pod), deadline, freshness };
+        let known = self.shelf.contains_key(&key);
         self.handle(input);
+        if !known && self.shelf.contains_key(&key) {
+            self.owners.insert(key, pod);
+            let owned = self.owners.values().filter(|owner| **owner == pod).count();
+            assert!(owned <= self.config.per_pod, "{owned} of one pod");
+        }
         !self.asking.contains_key(&waiter)
     }
 
@@ -229,7 +242,7 @@ impl World {
                         Some((held, left, now))
                     },
                 );
-                *model = Model { token, ..Model::default() };
+                *model = Model { token, fresh: freshness == Freshness::Upstream, ..Model::default() };
             }
             (Outcome::Refused, _) => {
                 model.failures += 1;
@@ -273,6 +286,14 @@ impl World {
         self.step_to(target);
     }
 
+    /// Until the key's token has so many seconds left, if it has more.
+    pub(super) fn advance_to_end(&mut self, key: usize, left: i64) {
+        if let Some((token, ..)) = &self.model[key].token {
+            let wait = token.remaining(self.now.wall) - left;
+            self.advance(u64::try_from(wait).unwrap_or(0) * 1000);
+        }
+    }
+
     fn step_to(&mut self, mono: Duration) {
         self.now.wall += jiff::SignedDuration::try_from(mono.saturating_sub(self.now.mono)).unwrap();
         self.now.mono = mono;
@@ -312,6 +333,7 @@ impl World {
     }
 
     pub(super) fn pod_gone(&mut self, pod: u64) {
+        self.owners.retain(|_, owner| *owner != pod);
         self.handle(Input::PodGone { pod });
     }
 
@@ -363,6 +385,7 @@ impl World {
                 assert!(self.asking.values().all(|asking| asking.key != index), "somebody waits for it");
                 self.model[index] = Model::default();
                 self.shelf.remove(&index);
+                self.owners.remove(&index);
             }
             Effect::SetTimer { at } => self.timer = at,
             Effect::Notice(notice) => self.notices.push(notice),
@@ -407,13 +430,17 @@ impl World {
         if let Some(asking) = waited
             && asking.freshness == Freshness::Upstream
         {
-            assert!(got.mono >= asking.at, "asked past every cache, answered from one");
+            assert!(model.fresh && got.mono >= asking.at, "asked past every cache, answered from one");
         }
     }
 
     fn check_state(&mut self) {
         let held = self.machine.len();
-        assert!(held <= 7, "{held} keys");
+        assert!(held == self.shelf.len() && held <= self.config.capacity, "{held} keys");
+        for identity in 0..IDENTITIES {
+            let of_it = self.shelf.keys().filter(|key| **key / RESOURCES == identity).count();
+            assert!(of_it <= self.config.per_identity, "{of_it} of one identity");
+        }
         for asking in self.asking.values() {
             let urgency = self.urgency(asking.key);
             assert_eq!(urgency, Some(Urgency::Urgent), "somebody waits");

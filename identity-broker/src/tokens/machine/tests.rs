@@ -12,6 +12,7 @@ enum Op {
     Land(usize, Outcome),
     GiveUp(usize),
     Advance(u64),
+    NearEnd(usize, i64),
     Jump(i64),
     Credential(usize),
     IdentityGone(usize),
@@ -37,6 +38,7 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (0..3000_u64).prop_map(Op::Advance),
         12 => (0..400_000_u64).prop_map(Op::Advance),
         2 => (400_000..40_000_000_u64).prop_map(Op::Advance),
+        6 => (0..KEYS, prop_oneof![-1..3_i64, 0..310_i64]).prop_map(|(key, left)| Op::NearEnd(key, left)),
         1 => (-8000..8000_i64).prop_map(Op::Jump),
         4 => (0..KEYS / RESOURCES).prop_map(Op::Credential),
         1 => (0..KEYS / RESOURCES).prop_map(Op::IdentityGone),
@@ -62,6 +64,7 @@ fn perform(world: &mut World, op: &Op) {
             }
         }
         Op::Advance(millis) => world.advance(*millis),
+        Op::NearEnd(key, left) => world.advance_to_end(*key, *left),
         Op::Jump(seconds) => world.jump(*seconds),
         Op::Credential(identity) => world.change_credential(*identity),
         Op::IdentityGone(identity) => world.identity_gone(*identity),
