@@ -80,9 +80,12 @@ impl Bench {
 
     /// Waits for so many calls, and lets the last one be taken in.
     async fn called(&self, calls: usize) {
-        while self.calls() < calls {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let waited = async {
+            while self.calls() < calls {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_hours(2), waited).await.expect("called in time");
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(self.calls(), calls);
     }

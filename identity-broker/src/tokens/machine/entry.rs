@@ -12,6 +12,8 @@ use crate::tokens::{
     key::{Key, Mark},
 };
 
+/// Longer than anything takes.
+const FAR: Duration = Duration::from_hours(24);
 /// How soon a token that nobody used is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 
@@ -426,7 +428,8 @@ impl Entry {
         let first = [deadlines, refresh, ends, floor].into_iter().flatten().min();
         match first {
             Some(first) => Some(first),
-            None if self.flight.is_some() => Some(now.mono + config.fetch),
+            // What is under way will be heard of.
+            None if self.flight.is_some() => Some(now.mono + FAR),
             None => forget().filter(|at| *at > now.mono),
         }
     }

@@ -97,7 +97,7 @@ fn recovers(world: &mut World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     /// One request upstream for each key at a time; each waiter answered once and in time; no token that has ended, none
     /// below the floor while upstream is well, none of a former credential for longer than a minute; no request upstream
