@@ -2,7 +2,11 @@
 //!
 //! Type 1: the key that `clientPassword.key` names, else the only key, else `clientSecret`.
 //! Type 2: the key that `clientPassword.key` names (with `password`), else `certificate` and `password` (as in the
-//! predecessor), else `tls.crt` and `tls.key` (`kubernetes.io/tls`). A certificate is PKCS#12 or PEM.
+//! predecessor), else `tls.crt` and `tls.key` (`kubernetes.io/tls`). A certificate is PKCS#12 or PEM, of 1 MiB at most; what
+//! it would cost to open is looked at before it is opened.
+
+#[path = "pkcs12_cost.rs"]
+mod pkcs12_cost;
 
 use std::{fmt, sync::Arc};
 
@@ -17,7 +21,11 @@ use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use zeroize::Zeroizing;
 
+use self::pkcs12_cost::{MAX_ITERATIONS, Refusal};
 use crate::secrets::SecretData;
+
+/// The longest value that is looked at, bytes: Kubernetes' own limit for all of a Secret. Manifests have none.
+const MAX_VALUE: usize = 1 << 20;
 
 /// A credential, ready for use.
 #[derive(Clone)]
@@ -72,6 +80,15 @@ pub enum CredentialProblem {
     /// A client secret is not UTF-8 text.
     #[error("key '{0}' is not text")]
     NotText(String),
+    /// Longer than a Secret of Kubernetes may be.
+    #[error("key '{0}' has {1} bytes; the most is {MAX_VALUE} (1 MiB)")]
+    TooLong(String, usize),
+    /// Opening it would keep the node busy.
+    #[error(
+        "the PKCS#12 file in key '{0}' asks for {1} iterations of key derivation; the most is {MAX_ITERATIONS} in all: export it \
+         again with fewer"
+    )]
+    TooManyIterations(String, u64),
     /// Neither PEM nor PKCS#12.
     #[error("key '{0}' is neither PEM nor a readable PKCS#12 file ({1})")]
     Unreadable(String, String),
@@ -140,6 +157,8 @@ fn read_certificate(reference: &SecretKeyRef, data: &SecretData) -> Result<Certi
         None => match (data.get_key_value("certificate"), data.get("tls.crt"), data.get("tls.key")) {
             (Some(found), _, _) => found,
             (None, Some(chain), Some(private)) => {
+                short("tls.crt", chain.expose_secret())?;
+                short("tls.key", private.expose_secret())?;
                 let certificate = pem_certificate("tls.crt", chain.expose_secret())?;
                 let private = pem_key("tls.key", private.expose_secret())?;
                 return assemble("tls.key", &certificate, &private);
@@ -156,12 +175,17 @@ fn read_certificate(reference: &SecretKeyRef, data: &SecretData) -> Result<Certi
     if bytes.is_empty() {
         return Err(Problem::Empty(key.clone()));
     }
+    short(key, bytes)?;
     if contains(bytes, b"-----BEGIN ") {
         let certificate = pem_certificate(key, bytes)?;
         let private = pem_key(key, bytes)?;
         return assemble(key, &certificate, &private);
     }
     pkcs12(key, bytes, password())
+}
+
+fn short(key: &str, value: &[u8]) -> Result<(), Problem> {
+    if value.len() > MAX_VALUE { Err(Problem::TooLong(key.to_owned(), value.len())) } else { Ok(()) }
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
@@ -188,16 +212,21 @@ fn pem_key(key: &str, pem: &[u8]) -> Result<PrivateKeyDer<'static>, Problem> {
 fn pkcs12(key: &str, bytes: &[u8], password: Option<&[u8]>) -> Result<Certificate, Problem> {
     let password = password.unwrap_or_default();
     let password = std::str::from_utf8(password).map_err(|_| Problem::NotText("password".to_owned()))?;
-    let open = |password: &str| KeyStore::from_pkcs12(bytes, password);
-    let trimmed = password.trim_end_matches(['\r', '\n']);
-    let store = open(password).or_else(|error| if trimmed == password { Err(error) } else { open(trimmed) }).map_err(
-        |error| match error {
+    let open = |password: &str| {
+        pkcs12_cost::check(bytes, password).map_err(|refusal| match refusal {
+            Refusal::Password => Problem::WrongPassword(key.to_owned()),
+            Refusal::Iterations(count) => Problem::TooManyIterations(key.to_owned(), count),
+            other => Problem::Unreadable(key.to_owned(), other.to_string()),
+        })?;
+        KeyStore::from_pkcs12(bytes, password).map_err(|error| match error {
             Pkcs12Error::MacError(_) | Pkcs12Error::Pkcs5Error(_) | Pkcs12Error::UnpadError => {
                 Problem::WrongPassword(key.to_owned())
             }
             other => Problem::Unreadable(key.to_owned(), other.to_string()),
-        },
-    )?;
+        })
+    };
+    let trimmed = password.trim_end_matches(['\r', '\n']);
+    let store = open(password).or_else(|problem| if trimmed == password { Err(problem) } else { open(trimmed) })?;
     let (_, chain) = store.private_key_chain().ok_or_else(|| Problem::NoPrivateKey(key.to_owned()))?;
     let leaf = chain.chain().first().ok_or_else(|| Problem::NoCertificate(key.to_owned()))?;
     let private = PrivateKeyDer::Pkcs8(chain.key().to_vec().into());

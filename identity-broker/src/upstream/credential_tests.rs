@@ -120,6 +120,76 @@ fn what_is_wrong_with_certificates() {
 }
 
 #[test]
+fn an_archive_of_openssl() {
+    // `openssl pkcs12 -export` of OpenSSL 3 with its defaults; an RSA key made for this.
+    let file = include_bytes!("openssl_3.p12");
+    let good: &[(&str, &[u8])] = &[("certificate", file), ("password", b"fixture")];
+    assert_eq!(thumbprint(None, good), Ok("kZG6lQoQkQgnB5IFoZAX8hRg_1O6adxBjDvJilQNp34".to_owned()));
+    let bad: &[(&str, &[u8])] = &[("certificate", file), ("password", b"fixtures")];
+    assert_eq!(thumbprint(None, bad), Err(CredentialProblem::WrongPassword("certificate".into())));
+    // The number of iterations of the MAC is what it ends with: 2048, in two bytes.
+    let mut patched = file[..file.len() - 4].to_vec();
+    assert_eq!(file[file.len() - 4..], [0x02, 0x02, 0x08, 0x00]);
+    patched.extend([0x02, 0x05, 0x00, 0x80, 0x00, 0x00, 0x00]);
+    // Three bytes more, in the file and in `MacData`.
+    let lengthen = |bytes: &mut Vec<u8>, at: usize| bytes[at] += 3;
+    lengthen(&mut patched, 3);
+    let mac = patched.windows(4).rposition(|window| window[0] == 0x30 && window[2..] == [0x30, 0x31]).unwrap();
+    lengthen(&mut patched, mac + 1);
+    let problem = thumbprint(None, &[("certificate", &patched), ("password", b"fixture")]).unwrap_err();
+    let CredentialProblem::TooManyIterations(key, count) = &problem else { panic!("{problem:?}") };
+    assert_eq!(key, "certificate");
+    assert!((1 << 31..(1 << 31) + 10_000).contains(count), "{count}");
+    let text = problem.to_string();
+    assert!(text.contains(&count.to_string()) && text.contains("the most is 10000000"), "{text}");
+}
+
+#[test]
+fn chains_have_an_end() {
+    use rcgen::{DnType, Issuer};
+    let params = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    };
+    let [leaf, ca, root] = [(); 3].map(|()| KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap());
+    let by = |name: &str, key: &KeyPair, issuer: &str, issuer_key: &KeyPair| {
+        let issuer = Issuer::new(params(issuer), issuer_key);
+        P12Certificate::from_der(params(name).signed_by(key, &issuer).unwrap().der()).unwrap()
+    };
+    let open = |chain: Vec<P12Certificate>| {
+        let mut store = KeyStore::new();
+        let chain = PrivateKeyChain::new(leaf.serialize_der(), [1_u8], chain);
+        store.add_entry("demo", KeyStoreEntry::PrivateKeyChain(chain));
+        let file = store.writer("pw").encryption_iterations(2).mac_iterations(2).write().unwrap();
+        thumbprint(None, &[("certificate", &file), ("password", b"pw")])
+    };
+    let certificate = || by("leaf", &leaf, "ca", &ca);
+    assert!(open(vec![certificate(), by("ca", &ca, "root", &root), by("root", &root, "root", &root)]).is_ok());
+    // Certification authorities that certify each other.
+    let problem = open(vec![certificate(), by("ca", &ca, "root", &root), by("root", &root, "ca", &ca)]).unwrap_err();
+    assert!(problem.to_string().contains("issue each other in a circle"), "{problem}");
+}
+
+#[test]
+fn values_are_short() {
+    let long = vec![b'x'; MAX_VALUE + 1];
+    let pem = [b"-----BEGIN CERTIFICATE-----\n", &long[..]].concat();
+    for (key, entries) in [
+        ("certificate", vec![("certificate", &*long)]),
+        ("certificate", vec![("certificate", &*pem)]),
+        ("tls.crt", vec![("tls.crt", &*pem), ("tls.key", b"x")]),
+        ("tls.key", vec![("tls.crt", b"x"), ("tls.key", &*pem)]),
+    ] {
+        let problem = thumbprint(None, &entries).unwrap_err();
+        assert!(matches!(&problem, CredentialProblem::TooLong(named, _) if named == key), "{problem:?}");
+        assert!(problem.to_string().contains("the most is 1048576 (1 MiB)"), "{problem}");
+    }
+    let problem = thumbprint(None, &[("certificate", &long[1..])]).unwrap_err();
+    assert!(matches!(problem, CredentialProblem::Unreadable(..)), "{problem:?}");
+}
+
+#[test]
 fn debug_shows_no_secret() {
     let secret = client_secret(&reference(None), &data(&[("a", b"hush")])).unwrap();
     assert!(!format!("{secret:?}").contains("hush"));

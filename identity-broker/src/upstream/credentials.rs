@@ -1,4 +1,13 @@
 //! Credentials read and parsed once, kept for a minute, read again when Entra refuses them.
+//!
+//! Only that a Secret *cannot be read now* (the API server is away, or slow) leaves a kept credential in use, for as long as
+//! that lasts: an outage of the API server changes nothing for pods that are served. Whatever is certain ends it at the next
+//! reading: the Secret is deleted, it may no longer be read, it lacks the key, it holds no credential. Tokens that are out
+//! already are good until they end.
+//!
+//! Certificates are read on other threads, [`READINGS`] at a time. A reading that takes longer than anybody waits goes on,
+//! and whoever comes next waits for it instead of beginning another one; what a version of a Secret is found to be wrong
+//! with is not looked into twice.
 
 use std::{
     collections::HashMap,
@@ -11,9 +20,9 @@ use arc_swap::ArcSwap;
 use identity_core::lookup::{Identity, SecretKeyRef};
 use identity_crd::IdentityType;
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 
-use super::credential::{self, Credential};
+use super::credential::{self, Credential, CredentialError};
 use crate::{
     digest,
     secrets::{SecretData, SecretSource, SecretSourceError},
@@ -24,6 +33,12 @@ use crate::{
 const CAPACITY: usize = 1024;
 /// The longest that a Secret is waited for.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a kept credential is used without trying again when its Secret cannot be read.
+const PAUSE: Duration = Duration::from_secs(5);
+/// The most certificates that are read at a time.
+const READINGS: usize = 2;
+/// The longest that the reading of a certificate is waited for, with the waiting for its turn.
+const READING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A credential and the version of the Secret it is from.
 #[derive(Clone, Debug)]
@@ -31,11 +46,39 @@ pub(crate) struct Loaded {
     pub credential: Credential,
     /// Digest of the Secret's data; never 0.
     pub version: u64,
-    at: Instant,
+    /// When it is to be read again.
+    until: Instant,
+}
+
+/// What is known of one Secret as one kind of credential.
+#[derive(Default)]
+struct Kept {
+    loaded: Option<Loaded>,
+    /// A version that holds no credential, and why.
+    wrong: Option<(u64, CredentialError)>,
+    /// A version that is being read.
+    reading: Option<(u64, Reading)>,
 }
 
 type Key = (SecretKeyRef, i32);
-type Place = Arc<tokio::sync::Mutex<Option<Loaded>>>;
+type Place = Arc<tokio::sync::Mutex<Kept>>;
+
+/// A certificate being read; given up when nobody wants it any more and its turn has not come.
+struct Reading(JoinHandle<Option<Result<Credential, CredentialError>>>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why there is no Secret.
+enum ReadError {
+    /// It is certain: what was kept is good no longer.
+    Certain(TokenError),
+    /// It cannot be told now.
+    NotNow(TokenError),
+}
 
 /// All credentials in use.
 pub(crate) struct Credentials {
@@ -44,11 +87,18 @@ pub(crate) struct Credentials {
     places: Mutex<HashMap<Key, Place>>,
     /// Versions by Secret, readable without a lock.
     versions: ArcSwap<HashMap<SecretKeyRef, u64>>,
+    readings: Arc<Semaphore>,
 }
 
 impl Credentials {
     pub(crate) fn new(source: Arc<dyn SecretSource>, fresh_for: Duration) -> Self {
-        Self { source, fresh_for, places: Mutex::default(), versions: ArcSwap::default() }
+        Self {
+            source,
+            fresh_for,
+            places: Mutex::default(),
+            versions: ArcSwap::default(),
+            readings: Arc::new(Semaphore::new(READINGS)),
+        }
     }
 
     /// The version last read of the Secret, 0 when none.
@@ -68,37 +118,105 @@ impl Credentials {
         let place = self.place(secret, identity.kind);
         // Held while reading: whoever comes meanwhile waits for this one reading.
         let mut kept = place.lock().await;
-        if let Some(loaded) = kept.as_ref()
-            && loaded.at.elapsed() < self.fresh_for
+        if let Some(loaded) = kept.loaded.as_ref()
+            && Instant::now() < loaded.until
             && refused.is_none_or(|version| version != loaded.version)
         {
             return Ok(loaded.clone());
         }
         let data = match self.read(identity, secret).await {
             Ok(data) => data,
-            // The API server is away: what was good a minute ago is better than nothing, unless it was refused.
-            Err(TokenError::Unavailable { .. }) if refused.is_none() && kept.is_some() => {
-                return kept.clone().ok_or_else(|| unavailable(secret, "read failed"));
+            Err(ReadError::NotNow(error)) => {
+                return match kept.loaded.as_mut() {
+                    // What was good a minute ago is better than nothing, unless it was refused.
+                    Some(loaded) if refused.is_none() => {
+                        loaded.until = Instant::now() + PAUSE.min(self.fresh_for);
+                        Ok(loaded.clone())
+                    }
+                    _ => Err(error),
+                };
             }
-            Err(error) => return Err(error),
+            Err(ReadError::Certain(error)) => {
+                *kept = Kept::default();
+                return Err(error);
+            }
         };
         let version = version_of(&data);
-        let at = Instant::now();
-        if let Some(loaded) = kept.as_mut()
+        let until = Instant::now() + self.fresh_for;
+        if let Some(loaded) = kept.loaded.as_mut()
             && loaded.version == version
         {
-            loaded.at = at;
+            loaded.until = until;
             return Ok(loaded.clone());
         }
-        let credential = parse(identity, secret, data).await?;
-        let loaded = Loaded { credential, version, at };
-        *kept = Some(loaded.clone());
-        self.versions.rcu(|versions| {
-            let mut versions = HashMap::clone(versions);
-            versions.insert(secret.clone(), version);
-            versions
-        });
-        Ok(loaded)
+        // The Secret is another one: the former has had its time, whatever this one holds.
+        kept.loaded = None;
+        let wrong = |error: &CredentialError| TokenError::misconfigured(identity, error.to_string());
+        if let Some((known, error)) = &kept.wrong
+            && *known == version
+        {
+            return Err(wrong(error));
+        }
+        match self.parse(identity.kind, secret, data, version, &mut kept.reading).await? {
+            Ok(credential) => {
+                let loaded = Loaded { credential, version, until };
+                *kept = Kept { loaded: Some(loaded.clone()), ..Kept::default() };
+                self.versions.rcu(|versions| {
+                    let mut versions = HashMap::clone(versions);
+                    versions.insert(secret.clone(), version);
+                    versions
+                });
+                Ok(loaded)
+            }
+            Err(error) => {
+                let answer = wrong(&error);
+                *kept = Kept { wrong: Some((version, error)), ..Kept::default() };
+                Err(answer)
+            }
+        }
+    }
+
+    async fn parse(
+        &self,
+        kind: IdentityType,
+        secret: &SecretKeyRef,
+        data: SecretData,
+        version: u64,
+        reading: &mut Option<(u64, Reading)>,
+    ) -> Result<Result<Credential, CredentialError>, TokenError> {
+        if kind != IdentityType::ServicePrincipalCertificate {
+            return Ok(credential::client_secret(secret, &data));
+        }
+        let current = match reading.take() {
+            Some((of, current)) if of == version => current,
+            _ => self.begin(secret.clone(), data),
+        };
+        let (_, Reading(task)) = reading.insert((version, current));
+        let done = tokio::time::timeout(READING_TIMEOUT, task).await.map_err(|_| TokenError::Unavailable {
+            message: format!(
+                "the certificate in Secret {}/{} is still being read after {} s",
+                secret.namespace,
+                secret.name,
+                READING_TIMEOUT.as_secs()
+            ),
+            retry_after: READING_TIMEOUT,
+        })?;
+        *reading = None;
+        done.ok().flatten().ok_or_else(|| unavailable(secret, "reading the certificate failed"))
+    }
+
+    fn begin(&self, secret: SecretKeyRef, data: SecretData) -> Reading {
+        let readings = Arc::clone(&self.readings);
+        Reading(tokio::spawn(async move {
+            let turn = readings.acquire_owned().await.ok()?;
+            let read = tokio::task::spawn_blocking(move || {
+                let read = credential::certificate(&secret, &data);
+                // Not before: nobody can end a reading.
+                drop(turn);
+                read
+            });
+            read.await.ok()
+        }))
     }
 
     fn place(&self, secret: &SecretKeyRef, kind: IdentityType) -> Place {
@@ -112,20 +230,25 @@ impl Credentials {
         Arc::clone(places.entry(key).or_default())
     }
 
-    async fn read(&self, identity: &Identity, secret: &SecretKeyRef) -> Result<SecretData, TokenError> {
-        match tokio::time::timeout(TIMEOUT, self.source.get(&secret.namespace, &secret.name)).await {
-            Ok(Ok(data)) => Ok(data),
-            // It may well be created in a moment: not for good.
-            Ok(Err(SecretSourceError::NotFound)) => Err(TokenError::Unavailable {
+    async fn read(&self, identity: &Identity, secret: &SecretKeyRef) -> Result<SecretData, ReadError> {
+        use SecretSourceError as E;
+        let error = match tokio::time::timeout(TIMEOUT, self.source.get(&secret.namespace, &secret.name)).await {
+            Ok(Ok(data)) => return Ok(data),
+            Ok(Err(error)) => error,
+            Err(_) => E::Unavailable("no answer in time".to_owned()),
+        };
+        // Each may well be mended in a moment: never for good to the pod.
+        Err(match error {
+            E::NotFound => ReadError::Certain(TokenError::Unavailable {
                 message: format!(
                     "AzureIdentity {}/{}: Secret {}/{} (spec.clientPassword) does not exist; create it",
                     identity.object.namespace, identity.object.name, secret.namespace, secret.name
                 ),
                 retry_after: Duration::from_secs(2),
             }),
-            Ok(Err(SecretSourceError::Unavailable(message))) => Err(unavailable(secret, &message)),
-            Err(_) => Err(unavailable(secret, "no answer in time")),
-        }
+            E::Forbidden(message) | E::Malformed(message) => ReadError::Certain(unavailable(secret, &message)),
+            E::Unavailable(message) => ReadError::NotNow(unavailable(secret, &message)),
+        })
     }
 }
 
@@ -142,23 +265,6 @@ fn unavailable(secret: &SecretKeyRef, why: &str) -> TokenError {
     }
 }
 
-async fn parse(identity: &Identity, secret: &SecretKeyRef, data: SecretData) -> Result<Credential, TokenError> {
-    let parsed = match identity.kind {
-        IdentityType::ServicePrincipalCertificate => {
-            let secret = secret.clone();
-            tokio::task::spawn_blocking(move || credential::certificate(&secret, &data))
-                .await
-                .map_err(|_| unavailable(&identity_secret(identity), "reading the certificate failed"))?
-        }
-        _ => credential::client_secret(secret, &data),
-    };
-    parsed.map_err(|error| TokenError::misconfigured(identity, error.to_string()))
-}
-
-fn identity_secret(identity: &Identity) -> SecretKeyRef {
-    identity.secret.clone().unwrap_or(SecretKeyRef { namespace: "".into(), name: "".into(), key: None })
-}
-
 fn version_of(data: &SecretData) -> u64 {
     let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     for (key, value) in data {
@@ -169,3 +275,7 @@ fn version_of(data: &SecretData) -> u64 {
     }
     digest::first64(context.finish().as_ref()).max(1)
 }
+
+#[cfg(test)]
+#[path = "credentials_tests.rs"]
+mod tests;
