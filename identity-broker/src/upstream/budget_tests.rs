@@ -152,7 +152,8 @@ fn run(ops: &[Op]) {
     // Nobody starves: in the end everybody has had a turn, and it was not slower than it had to be.
     let left = model.waiting.len();
     let begin = now.max(model.paused);
-    loop {
+    for round in 0.. {
+        assert!(round <= 2 * left + 2, "somebody starves");
         model.running.drain(..).for_each(|ticket| budget.leave(ticket));
         pump(&mut budget, &mut model, now);
         match budget.wake() {
