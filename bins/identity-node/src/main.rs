@@ -18,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use identity_broker::{
-    Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, Metrics, ServerConfig, UpstreamConfig,
+    Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, Metrics, ServerConfig, UpstreamConfig,
     metadata::{Passthrough, PassthroughConfig},
     serve,
 };
@@ -82,7 +82,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let secrets = Arc::new(FromRuntime(Secrets::new(&source)));
     let azure = Azure::new(upstream, tls::client_config()?, secrets, now, metrics.clone());
-    let tokens = Cache::new(azure, now, CacheConfig::default(), metrics.clone());
+    let tokens = Manager::new(azure, now, ManagerConfig::default(), metrics.clone());
     let config = BrokerConfig {
         hold: args.tokens.hold,
         on_audit_failure: args.tokens.audit_on_failure.into(),

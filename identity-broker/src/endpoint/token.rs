@@ -136,7 +136,7 @@ where
             .limits
             .cold(&connection.account, crate::digest::first64(name.as_bytes()))
             .map_err(|wait| EndpointError::Rate(RateLimit::Cold, wait))?;
-        let token = self.tokens.get(identity, resource, freshness).await;
+        let token = self.tokens.get_for(&allow.pod.uid, identity, resource, freshness).await;
         token.map_err(|error| unavailable(error, allow, identity))
     }
 
