@@ -366,12 +366,15 @@ fn detach_beside(place: &Place, arguments: &[OsString]) -> anyhow::Result<Record
 }
 
 /// `deploy/` of the checkout: two levels above `target/debug`.
+/// `deploy/` of the checkout: around this program (`target/debug`), or around the current directory when cargo builds elsewhere.
 fn deploy_directory(program: &Path) -> anyhow::Result<PathBuf> {
+    let here = env::current_dir().unwrap_or_default();
     program
         .ancestors()
+        .chain(here.ancestors())
         .map(|directory| directory.join("deploy"))
         .find(|deploy| deploy.join("crds").is_dir())
-        .context("no deploy directory above this program: name it with --deploy")
+        .context("no deploy directory around this program or the current directory: name it with --deploy")
 }
 
 fn assets_directory(assets: &Assets) -> anyhow::Result<PathBuf> {

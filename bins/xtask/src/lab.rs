@@ -48,7 +48,11 @@ impl Lab {
         let run_dir = directory.path().join("lab");
         let mut command = lab_command(&run_dir).args(["up", "--hold", "--manifests"]).arg(&manifests);
         if let Some(assets) = kube_assets {
-            command = command.arg("--kube").env("KUBEBUILDER_ASSETS", assets);
+            command = command
+                .arg("--kube")
+                .arg("--deploy")
+                .arg(paths::root().join("deploy"))
+                .env("KUBEBUILDER_ASSETS", assets);
         }
         let mut lab = Self {
             process: command.background(&log)?,

@@ -95,7 +95,7 @@ pub async fn serve<D, T, A, C>(
     let cut = CancellationToken::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(config.max_head.max(8192));
-    let mut said = Sparing::default();
+    let (mut said, mut troubled) = (Sparing::default(), Sparing::default());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -105,7 +105,9 @@ pub async fn serve<D, T, A, C>(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, or the peer went away: neither ends the server, nor may it spin.
-                tracing::warn!(%error, "accept");
+                if let Some(since) = troubled.turn(broker.now()) {
+                    tracing::warn!(%error, since_the_last_line = since, "connections cannot be accepted");
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }

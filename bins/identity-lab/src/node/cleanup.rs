@@ -65,6 +65,9 @@ pub fn down(place: &Place) -> Result<bool, Error> {
         }
     }
     clean(place);
+    if place.root().exists() {
+        return Err(Error::NotRemoved { directory: place.root().to_owned() });
+    }
     Ok(true)
 }
 

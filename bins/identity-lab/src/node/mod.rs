@@ -39,6 +39,12 @@ pub enum Error {
         /// Which.
         directory: PathBuf,
     },
+    /// Something of the lab stays.
+    #[error("{directory} could not be removed: see what is still written there, end that, and say `down` again")]
+    NotRemoved {
+        /// Which.
+        directory: PathBuf,
+    },
     /// Something that the lab needs is missing.
     #[error("`{program}` is needed and cannot be run ({source}): apt-get install {package}")]
     Missing {
