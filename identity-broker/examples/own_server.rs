@@ -42,7 +42,7 @@ async fn main() -> std::io::Result<()> {
     mount(TcpListener::bind("127.0.0.1:2579").await?, broker).await
 }
 
-/// Stands for `identity_broker::Cache` over `identity_broker::Azure`.
+/// Stands for `identity_broker::Manager` over `identity_broker::Azure`.
 mod no_tokens {
     use std::{sync::Arc, time::Duration};
 

@@ -10,7 +10,7 @@
 //! ```
 //! use std::{collections::BTreeMap, sync::Arc};
 //! use identity_broker::{
-//!     Azure, Broker, BrokerConfig, Cache, CacheConfig, Kernel, LogAudit, Metrics, SecretData, SecretSource,
+//!     Azure, Broker, BrokerConfig, Manager, ManagerConfig, Kernel, LogAudit, Metrics, SecretData, SecretSource,
 //!     SecretSourceError, ServerConfig, UpstreamConfig, serve,
 //! };
 //! use identity_core::lookup::Published;
@@ -28,7 +28,7 @@
 //! let clock = || jiff::Timestamp::from_second(1_800_000_000).unwrap(); // a binary passes jiff::Timestamp::now
 //! let metrics = Arc::new(Metrics::default());
 //! let azure = Azure::new(UpstreamConfig::default(), tls, Arc::new(NoSecrets), clock, Arc::clone(&metrics));
-//! let tokens = Cache::new(azure, clock, CacheConfig::default(), Arc::clone(&metrics));
+//! let tokens = Manager::new(azure, clock, ManagerConfig::default(), Arc::clone(&metrics));
 //! let broker = Broker::new(published, tokens, LogAudit, clock, BrokerConfig::default(), metrics);
 //! let shutdown = tokio_util::sync::CancellationToken::new();
 //! serve(listener, Kernel, broker, ServerConfig::default(), shutdown).await;
@@ -72,9 +72,7 @@ pub use endpoint::{Broker, BrokerConfig, LimitsConfig, OnAuditFailure, Rate, err
 pub use metrics::{Metrics, Reason, Turned};
 pub use secrets::{SecretData, SecretSource, SecretSourceError};
 pub use server::{Kernel, OriginalDestination, ServerConfig, serve};
-pub use tokens::{
-    Backend, Cache, CacheConfig, Freshness, Manager, ManagerConfig, Notice, Shape, Token, TokenError, Tokens,
-};
+pub use tokens::{Backend, Freshness, Manager, ManagerConfig, Notice, Shape, Token, TokenError, Tokens};
 pub use upstream::{
     AuthorityError, AuthorityHosts, Azure, CredentialError, CredentialProblem, DEFAULT_AUTHORITY, DEFAULT_HOSTS,
     UpstreamConfig,

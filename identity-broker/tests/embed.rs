@@ -11,7 +11,7 @@ use axum::{
     extract::{ConnectInfo, Request},
     routing::get,
 };
-use identity_broker::{Broker, BrokerConfig, Cache, CacheConfig, Freshness, Metrics, Token, TokenError};
+use identity_broker::{Broker, BrokerConfig, Freshness, Manager, ManagerConfig, Metrics, Token, TokenError};
 use identity_core::lookup::Identity;
 use support::{bench::*, *};
 use tower::ServiceExt as _;
@@ -39,7 +39,7 @@ impl identity_broker::Backend for Upstream {
 #[tokio::test]
 async fn in_axum() {
     let metrics = Arc::new(Metrics::default());
-    let tokens = Cache::new(Upstream, now, CacheConfig::default(), Arc::clone(&metrics));
+    let tokens = Manager::new(Upstream, now, ManagerConfig::default(), Arc::clone(&metrics));
     let rules = Rules::new(allow("p", identity("i", KIND)));
     let broker = Broker::new(rules, tokens, Records::default(), now, BrokerConfig::default(), metrics);
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use identity_broker::{
-    AuditError, AuditRecord, AuditSink, Backend, Broker, BrokerConfig, Cache, CacheConfig, Freshness, Metadata,
+    AuditError, AuditRecord, AuditSink, Backend, Broker, BrokerConfig, Freshness, Manager, ManagerConfig, Metadata,
     Metrics, Rate, Reason, ServerConfig, Token, TokenError,
     endpoint::{TokenRequest, forms::imds::parse},
     metadata::{Bounds, Passthrough, PassthroughConfig, Policy, Shares},
@@ -140,7 +140,7 @@ async fn bench(change: impl FnOnce(&mut PassthroughConfig)) -> Bench {
     let rules = Rules::new(allow("app", identity("id", IdentityType::ServicePrincipal)));
     let metrics = Arc::new(Metrics::default());
     let passthrough = Arc::new(Passthrough::new(config, now, Arc::clone(&metrics)));
-    let tokens = Cache::new(NoTokens, now, CacheConfig::default(), Arc::clone(&metrics));
+    let tokens = Manager::new(NoTokens, now, ManagerConfig::default(), Arc::clone(&metrics));
     let broker = BrokerConfig { hold: Duration::from_millis(200), ..BrokerConfig::default() };
     let broker = Broker::with_metadata(
         Arc::clone(&rules),
@@ -549,7 +549,7 @@ async fn a_token_of_the_nodes_identity_leaves_only_with_its_record_and_while_the
     let config = PassthroughConfig { endpoint, ..PassthroughConfig::default() };
     let (metrics, rules, grounds) = (Arc::new(Metrics::default()), Rules::new(exempted("agent")), Grounds::default());
     let passthrough = Arc::new(Passthrough::new(config, wall_clock, Arc::clone(&metrics)));
-    let tokens = Cache::new(NoTokens, wall_clock, CacheConfig::default(), Arc::clone(&metrics));
+    let tokens = Manager::new(NoTokens, wall_clock, ManagerConfig::default(), Arc::clone(&metrics));
     let config = BrokerConfig::default();
     let (rule, audit) = (Arc::clone(&rules), grounds.clone());
     let broker = Broker::with_metadata(rule, tokens, audit, wall_clock, config, metrics, passthrough);

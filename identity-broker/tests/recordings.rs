@@ -13,7 +13,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use identity_broker::{Broker, BrokerConfig, Cache, CacheConfig, Metrics, ServerConfig, serve};
+use identity_broker::{Broker, BrokerConfig, Manager, ManagerConfig, Metrics, ServerConfig, serve};
 use identity_core::{
     lookup::{NodeIndex, Published},
     pod::{Pod, PodPhase, PodRef},
@@ -139,7 +139,7 @@ async fn node_with(identity: impl FnOnce(&Azures) -> Value) -> Node {
     ]))
     .await;
     let metrics = Arc::new(Metrics::default());
-    let tokens = Cache::new(azures.client(), wall_clock, CacheConfig::default(), Arc::clone(&metrics));
+    let tokens = Manager::new(azures.client(), wall_clock, ManagerConfig::default(), Arc::clone(&metrics));
     let published = published(&identity(&azures));
     let broker = Broker::new(published, tokens, Records::default(), wall_clock, BrokerConfig::default(), metrics);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

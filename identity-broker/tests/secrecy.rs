@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use identity_broker::{BrokerConfig, Cache, CacheConfig, Metrics, ServerConfig};
+use identity_broker::{BrokerConfig, Manager, ManagerConfig, Metrics, ServerConfig};
 use identity_lab::emulator::credentials;
 use support::{azures::*, *};
 
@@ -44,7 +44,7 @@ async fn secrets_are_in_no_log_and_no_error_and_codes_are() {
     azures.secrets.set("p12", &[("certificate", &p12), ("password", b"pkcs12-password")]);
     let rules = Rules::new(allow("p", azures.with_secret("secret")));
     let metrics = Arc::new(Metrics::default());
-    let cache = Cache::new(azures.client(), wall_clock, CacheConfig::default(), Arc::clone(&metrics));
+    let cache = Manager::new(azures.client(), wall_clock, ManagerConfig::default(), Arc::clone(&metrics));
     let server =
         start(Arc::clone(&rules), cache, metrics, wall_clock, BrokerConfig::default(), ServerConfig::default()).await;
     let good = server.ask(&token(QUERY)).await;

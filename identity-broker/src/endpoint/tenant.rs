@@ -9,7 +9,7 @@ use super::{
     Connection, authority,
     body::Body,
     broker::{Asked, Broker, Ground, ground},
-    error::{EndpointError, RateLimit, json},
+    error::{EndpointError, json},
     forms::{
         TokenRequest,
         info::{self, InfoRequest},
@@ -41,10 +41,7 @@ where
         connection: &Connection,
         request: &InfoRequest,
     ) -> Result<Response<Body>, EndpointError> {
-        if let Err(wait) = self.limits.request(&connection.account) {
-            tokio::time::sleep(self.config.limits.penalty).await;
-            return Err(EndpointError::Rate(RateLimit::Requests, wait));
-        }
+        self.admit(connection).await?;
         let mut waiting = None;
         let asked =
             Asked { request: request.as_request(), selector: request.identity.as_ref().map(|(selector, _)| *selector) };

@@ -38,17 +38,21 @@ where
     A: AuditSink,
     C: Clock,
 {
+    /// Counts a well-formed request against what one pod may ask.
+    pub(super) async fn admit(&self, connection: &Connection) -> Result<(), EndpointError> {
+        let Err(wait) = self.limits.request(&connection.account) else { return Ok(()) };
+        // Whoever does not heed Retry-After gets no more out of it than this.
+        tokio::time::sleep(self.config.limits.penalty).await;
+        Err(EndpointError::Rate(RateLimit::Requests, wait))
+    }
+
     /// Answers a request for a token.
     pub(super) async fn issue(
         &self,
         connection: &Connection,
         request: &TokenRequest,
     ) -> Result<Response<Body>, EndpointError> {
-        if let Err(wait) = self.limits.request(&connection.account) {
-            // Whoever does not heed Retry-After gets no more out of it than this.
-            tokio::time::sleep(self.config.limits.penalty).await;
-            return Err(EndpointError::Rate(RateLimit::Requests, wait));
-        }
+        self.admit(connection).await?;
         let mut allowed = None;
         let outcome = self.issued(connection, request, &mut allowed).await;
         if let Err(Unissued { error, recorded: false }) = &outcome {

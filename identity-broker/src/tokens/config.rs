@@ -54,6 +54,3 @@ impl Default for ManagerConfig {
         }
     }
 }
-
-/// The former name of [`ManagerConfig`].
-pub type CacheConfig = ManagerConfig;

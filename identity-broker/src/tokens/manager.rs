@@ -40,9 +40,6 @@ pub struct Manager<B, C> {
     handle: Arc<Handle<B, C>>,
 }
 
-/// The former name of [`Manager`].
-pub type Cache<B, C> = Manager<B, C>;
-
 type Answer = Result<Arc<Token>, TokenError>;
 
 struct Handle<B, C> {

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::tokens::{CacheConfig, Issued, Refusal, RefusalKind};
+use crate::tokens::{Issued, ManagerConfig, Refusal, RefusalKind};
 
 /// Answers with what the test says, as often as it lets it.
 struct Fake {
@@ -171,7 +171,7 @@ async fn many_at_once_are_one_request_and_a_waiter_that_leaves_takes_nothing_wit
 
 #[tokio::test(start_paused = true)]
 async fn keys_are_identity_and_audience_as_sent() {
-    let bench = bench(CacheConfig::default());
+    let bench = bench(ManagerConfig::default());
     bench.let_through(10);
     for (name, resource) in [("a", "r"), ("a", "r/"), ("b", "r")] {
         bench.get(name, resource).await.unwrap();

@@ -20,11 +20,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use identity_core::lookup::Identity;
 use thiserror::Error;
 
-pub use config::{CacheConfig, ManagerConfig};
+pub use config::ManagerConfig;
 pub use interest::{Ask, FetchError, Interest, Urgency};
 pub(crate) use key::same;
 pub use machine::Notice;
-pub use manager::{Cache, Manager};
+pub use manager::Manager;
 pub use token::{Issued, Shape, Token};
 
 /// Where a token may come from.

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use identity_broker::{
-    Backend, BrokerConfig, Cache, CacheConfig, Freshness, Metrics, ServerConfig, Token, TokenError, tokens::Issued,
+    Backend, BrokerConfig, Freshness, Manager, ManagerConfig, Metrics, ServerConfig, Token, TokenError, tokens::Issued,
 };
 use identity_core::lookup::Identity;
 use identity_crd::IdentityType;
@@ -78,7 +78,7 @@ pub async fn bench_with(rules: Arc<Rules>, config: BrokerConfig, server: ServerC
         clock: now,
     });
     let metrics = Arc::new(Metrics::default());
-    let tokens = Cache::new(Shared(Arc::clone(&upstream)), now, CacheConfig::default(), Arc::clone(&metrics));
+    let tokens = Manager::new(Shared(Arc::clone(&upstream)), now, ManagerConfig::default(), Arc::clone(&metrics));
     let server = start(rules, tokens, metrics, now, config, server).await;
     Bench { server, upstream }
 }
