@@ -7,6 +7,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use identity_broker::{AuthorityHosts, Azure, Backend, Token, TokenError, UpstreamConfig, tokens::RefusalKind};
+use identity_core::lookup::CredentialSource;
 use identity_lab::emulator::{Fault, ca, credentials};
 use jiff::Timestamp;
 use support::azures::*;
@@ -169,7 +170,7 @@ async fn what_is_wrong_with_the_objects_is_said_before_anything_is_sent() {
     no_client.client_id = None;
     assert!(misconfigured(fetch(&client, no_client, VAULT).await).contains("spec.clientID is missing"));
     let mut no_secret = azures.with_secret("secret");
-    no_secret.secret = None;
+    no_secret.credential = CredentialSource::None;
     assert!(misconfigured(fetch(&client, no_secret, VAULT).await).contains("spec.clientPassword is missing"));
     assert_eq!(azures.posts(), 0);
 }

@@ -43,7 +43,7 @@ pub(super) fn filled(text: Option<&str>) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use identity_core::lookup::ObjectRef;
+    use identity_core::lookup::{CredentialSource, ObjectRef};
     use identity_crd::IdentityType;
 
     use super::*;
@@ -60,7 +60,7 @@ mod tests {
             resource_id: None,
             tenant_id: tenant.map(Into::into),
             authority: authority.map(Into::into),
-            secret: None,
+            credential: CredentialSource::None,
             audiences: Box::default(),
         }
     }

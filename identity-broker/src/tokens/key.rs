@@ -119,7 +119,7 @@ pub(crate) fn same(one: &Identity, other: &Identity) -> bool {
         && one.resource_id == other.resource_id
         && one.tenant_id == other.tenant_id
         && one.authority == other.authority
-        && one.secret == other.secret
+        && one.credential == other.credential
 }
 
 /// When a key was last asked for, in seconds since the epoch: written by whoever answers from what is published.

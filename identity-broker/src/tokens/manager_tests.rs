@@ -1,5 +1,6 @@
 use std::sync::atomic::AtomicUsize;
 
+use identity_core::lookup::CredentialSource;
 use identity_crd::IdentityType;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
@@ -129,7 +130,7 @@ fn identity(name: &str) -> Arc<Identity> {
         resource_id: None,
         tenant_id: Some("t".into()),
         authority: None,
-        secret: None,
+        credential: CredentialSource::None,
         audiences: Box::default(),
     })
 }

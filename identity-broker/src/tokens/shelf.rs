@@ -108,6 +108,7 @@ impl Shelf {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+    use identity_core::lookup::CredentialSource;
     use identity_crd::IdentityType;
     use jiff::Timestamp;
 
@@ -126,7 +127,7 @@ mod tests {
             resource_id: None,
             tenant_id: None,
             authority: None,
-            secret: None,
+            credential: CredentialSource::None,
             audiences: Box::default(),
         })
     }

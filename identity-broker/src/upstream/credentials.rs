@@ -109,7 +109,7 @@ impl Credentials {
     /// The credential of `identity`: as kept when young enough and not `refused` (a version that Entra did not take),
     /// else read again.
     pub(crate) async fn get(&self, identity: &Identity, refused: Option<u64>) -> Result<Loaded, TokenError> {
-        let secret = identity.secret.as_ref().ok_or_else(|| {
+        let secret = identity.credential.secret().ok_or_else(|| {
             TokenError::misconfigured(
                 identity,
                 "spec.clientPassword is missing: name the Secret that holds the credential",

@@ -1,5 +1,5 @@
 use futures::future::BoxFuture;
-use identity_core::lookup::ObjectRef;
+use identity_core::lookup::{CredentialSource, ObjectRef};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::*;
@@ -58,7 +58,7 @@ fn identity(kind: IdentityType) -> Identity {
         resource_id: None,
         tenant_id: None,
         authority: None,
-        secret: Some(SecretKeyRef { namespace: "ns".into(), name: "cred".into(), key: None }),
+        credential: CredentialSource::Secret(SecretKeyRef { namespace: "ns".into(), name: "cred".into(), key: None }),
         audiences: Box::default(),
     }
 }
@@ -170,7 +170,7 @@ async fn certificates_are_read_two_at_a_time() {
     let loaded = bench.certificate().await.unwrap();
     assert!(matches!(loaded.credential, Credential::Certificate(_)));
     assert_eq!(
-        bench.credentials.version(identity(IdentityType::ServicePrincipal).secret.as_ref().unwrap()),
+        bench.credentials.version(identity(IdentityType::ServicePrincipal).credential.secret().unwrap()),
         loaded.version
     );
     // All turns are given back.

@@ -286,7 +286,7 @@ fn who(identity: &Identity) -> Who {
 
 impl<C: Clock> Backend for Azure<C> {
     fn credential_version(&self, identity: &Identity) -> u64 {
-        match &identity.secret {
+        match identity.credential.secret() {
             Some(secret) if identity.kind != IdentityType::UserAssignedManagedIdentity => {
                 self.credentials.version(secret)
             }

@@ -11,7 +11,7 @@ use identity_broker::{
     AuthorityHosts, Azure, Backend, Freshness, Metrics, SecretData, SecretSource, SecretSourceError, Shape, Token,
     TokenError, UpstreamConfig,
 };
-use identity_core::lookup::{Identity, SecretKeyRef};
+use identity_core::lookup::{CredentialSource, Identity, SecretKeyRef};
 use identity_crd::IdentityType;
 use identity_lab::emulator::{self, Config, Handle, ca, credentials};
 use jiff::Timestamp;
@@ -134,7 +134,8 @@ impl Azures {
         let mut identity = identity("with-secret", IdentityType::ServicePrincipal);
         identity.client_id = Some(WITH_SECRET.into());
         identity.authority = Some(self.authority().into());
-        identity.secret = Some(SecretKeyRef { namespace: "ns".into(), name: secret.into(), key: None });
+        identity.credential =
+            CredentialSource::Secret(SecretKeyRef { namespace: "ns".into(), name: secret.into(), key: None });
         identity
     }
 

@@ -23,7 +23,7 @@ use identity_broker::{
     ServerConfig, Tokens, serve,
 };
 use identity_core::{
-    lookup::{Allow, Assignment, Caller, Decision, Identity, ObjectRef, Request, Source},
+    lookup::{Allow, Assignment, Caller, CredentialSource, Decision, Identity, ObjectRef, Request, Source},
     pod::PodRef,
 };
 use identity_crd::IdentityType;
@@ -125,7 +125,7 @@ pub fn identity(name: &str, kind: IdentityType) -> Identity {
         resource_id: None,
         tenant_id: Some("11111111-1111-1111-1111-111111111111".into()),
         authority: None,
-        secret: None,
+        credential: CredentialSource::None,
         audiences: Box::default(),
     }
 }

@@ -7,7 +7,7 @@ use identity_crd::{AzureAssignedIdentity, AzureIdentity, IdentityType, ResourceI
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use thiserror::Error;
 
-use super::{Assignment, Identity, ObjectRef, Options, SecretKeyRef};
+use super::{Assignment, CredentialSource, Identity, ObjectRef, Options, SecretKeyRef};
 use crate::object::ObjectKey;
 
 /// An identity that cannot be used as it is written.
@@ -102,6 +102,26 @@ impl ObjectRef {
     }
 }
 
+/// Where the credential of an identity of this type is.
+fn credential(object: &AzureIdentity, kind: IdentityType) -> CredentialSource {
+    let secret = || {
+        let secret = object.spec.client_password.as_ref()?;
+        Some(SecretKeyRef {
+            name: given(secret.name.as_ref())?,
+            namespace: given(secret.namespace.as_ref())
+                .or_else(|| given(object.metadata.namespace.as_ref()))
+                .unwrap_or_default(),
+            key: given(secret.key.as_ref()),
+        })
+    };
+    match kind {
+        IdentityType::UserAssignedManagedIdentity => CredentialSource::None,
+        IdentityType::ServicePrincipal | IdentityType::ServicePrincipalCertificate => {
+            secret().map_or(CredentialSource::None, CredentialSource::Secret)
+        }
+    }
+}
+
 impl Identity {
     /// Reads an `AzureIdentity`. With `cluster_wide` its Secret may be in another namespace.
     pub fn read(object: &AzureIdentity, cluster_wide: bool) -> Result<Self, IdentityError> {
@@ -120,15 +140,7 @@ impl Identity {
             resource_id: given(spec.resource_id.as_ref()),
             tenant_id: given(spec.tenant_id.as_ref()),
             authority: given(spec.ad_endpoint.as_ref()),
-            secret: spec.client_password.as_ref().and_then(|secret| {
-                Some(SecretKeyRef {
-                    name: given(secret.name.as_ref())?,
-                    namespace: given(secret.namespace.as_ref())
-                        .or_else(|| given(object.metadata.namespace.as_ref()))
-                        .unwrap_or_default(),
-                    key: given(secret.key.as_ref()),
-                })
-            }),
+            credential: credential(object, kind),
             audiences: words(spec.audiences.as_ref()),
         };
         match kind {
@@ -144,8 +156,13 @@ impl Identity {
                 if this.tenant_id.is_none() {
                     return Err(broken("spec.tenantID"));
                 }
-                let Some(secret) = &this.secret else { return Err(broken("spec.clientPassword")) };
-                if !cluster_wide && *secret.namespace != *this.object.namespace {
+                if this.credential == CredentialSource::None {
+                    return Err(broken("spec.clientPassword"));
+                }
+                if let Some(secret) = this.credential.secret()
+                    && !cluster_wide
+                    && *secret.namespace != *this.object.namespace
+                {
                     return Err(IdentityError::SecretNamespace {
                         secret: secret.namespace.to_string(),
                         identity: this.object.namespace.to_string(),

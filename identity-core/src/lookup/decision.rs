@@ -119,10 +119,75 @@ pub struct Identity {
     pub tenant_id: Option<Box<str>>,
     /// `adEndpoint`.
     pub authority: Option<Box<str>>,
-    /// `clientPassword`, the namespace filled in.
-    pub secret: Option<SecretKeyRef>,
+    /// Where its credential is.
+    pub credential: CredentialSource,
     /// `audiences`; empty = any.
     pub audiences: Box<[Box<str>]>,
+}
+
+/// Where the credential of an identity is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CredentialSource {
+    /// It has none: a managed identity (type 0).
+    #[default]
+    None,
+    /// `clientPassword`, the namespace filled in.
+    Secret(SecretKeyRef),
+    /// `keyVault`.
+    KeyVault(VaultRef),
+    /// `federated` (type 3).
+    Federated(Federation),
+}
+
+impl CredentialSource {
+    /// The Secret, when it is in one.
+    pub const fn secret(&self) -> Option<&SecretKeyRef> {
+        match self {
+            Self::Secret(secret) => Some(secret),
+            Self::None | Self::KeyVault(_) | Self::Federated(_) => None,
+        }
+    }
+}
+
+/// An object in a Key Vault.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VaultRef {
+    /// `vaultURL`, as written.
+    pub url: Box<str>,
+    /// Which object.
+    pub object: VaultObject,
+    /// Its version; the current one when absent.
+    pub version: Option<Box<str>>,
+    /// Name of the `AzureIdentity` that reads it, in the same namespace.
+    pub identity: Box<str>,
+}
+
+/// What kind of object in a Key Vault, with its name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum VaultObject {
+    /// `secretName`.
+    Secret(Box<str>),
+    /// `certificateName`.
+    Certificate(Box<str>),
+}
+
+/// Workload identity federation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Federation {
+    /// Whose token is the assertion.
+    pub subject: FederatedSubject,
+    /// Audience of that token.
+    pub audience: Box<str>,
+}
+
+/// Whose Kubernetes token a federated identity trusts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FederatedSubject {
+    /// The node daemon's own projected token.
+    #[default]
+    Broker,
+    /// A token of the calling pod's service account.
+    Pod,
 }
 
 /// A Secret, or a key in it.

@@ -28,8 +28,8 @@ mod table;
 
 pub use convert::{AssignmentError, IdentityError};
 pub use decision::{
-    Allow, Assignment, Caller, Decision, Deny, Identity, ObjectRef, Request, RequestedIdentity, SecretKeyRef, Source,
-    Wait,
+    Allow, Assignment, Caller, CredentialSource, Decision, Deny, FederatedSubject, Federation, Identity, ObjectRef,
+    Request, RequestedIdentity, SecretKeyRef, Source, VaultObject, VaultRef, Wait,
 };
 pub use exception::Exception;
 pub use node_index::{Binding, NodeIndex, Options};

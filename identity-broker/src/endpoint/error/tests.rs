@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use identity_core::{
-    lookup::{Identity, ObjectRef},
+    lookup::{CredentialSource, Identity, ObjectRef},
     pod::PodRef,
 };
 use identity_crd::IdentityType;
@@ -29,7 +29,7 @@ fn assignment(namespace: &str) -> Arc<Assignment> {
             resource_id: None,
             tenant_id: None,
             authority: None,
-            secret: None,
+            credential: CredentialSource::None,
             audiences: Box::default(),
         }),
         ready: true,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use identity_core::lookup::Identity;
+use identity_core::lookup::{CredentialSource, Identity};
 use identity_crd::IdentityType;
 
 use super::*;
@@ -91,7 +91,7 @@ fn key(n: usize) -> Key {
         resource_id: None,
         tenant_id: None,
         authority: None,
-        secret: None,
+        credential: CredentialSource::None,
         audiences: Box::default(),
     };
     let resource = format!("r{}", n % RESOURCES);
