@@ -55,6 +55,7 @@
 
 pub mod audit;
 mod clock;
+pub mod credentials;
 mod decide;
 mod digest;
 pub mod endpoint;
@@ -67,13 +68,11 @@ mod upstream;
 
 pub use audit::{AuditError, AuditRecord, AuditSink, LogAudit};
 pub use clock::Clock;
+pub use credentials::{Checked, Checker, CredentialError, CredentialProblem};
 pub use decide::Decide;
 pub use endpoint::{Broker, BrokerConfig, LimitsConfig, OnAuditFailure, Rate, error_table, metadata::Metadata};
 pub use metrics::{Metrics, Reason, Turned};
-pub use secrets::{SecretData, SecretSource, SecretSourceError};
+pub use secrets::{IdentitySource, SecretData, SecretSource, SecretSourceError};
 pub use server::{Kernel, OriginalDestination, ServerConfig, serve};
 pub use tokens::{Backend, Freshness, Manager, ManagerConfig, Notice, Shape, Token, TokenError, Tokens};
-pub use upstream::{
-    AuthorityError, AuthorityHosts, Azure, CredentialError, CredentialProblem, DEFAULT_AUTHORITY, DEFAULT_HOSTS,
-    UpstreamConfig,
-};
+pub use upstream::{AuthorityError, AuthorityHosts, Azure, DEFAULT_AUTHORITY, DEFAULT_HOSTS, Sources, UpstreamConfig};

@@ -23,9 +23,10 @@ use thiserror::Error;
 pub use config::ManagerConfig;
 pub use interest::{Ask, FetchError, Interest, Urgency};
 pub(crate) use key::same;
-pub use machine::Notice;
 pub use manager::Manager;
 pub use token::{Issued, Shape, Token};
+
+pub use crate::credentials::Notice;
 
 /// Where a token may come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -22,8 +22,8 @@ use identity_crd::IdentityType;
 use secrecy::ExposeSecret;
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 
-use super::credential::{self, Credential, CredentialError};
 use crate::{
+    credentials::{self, Credential, CredentialError},
     digest,
     secrets::{SecretData, SecretSource, SecretSourceError},
     tokens::TokenError,
@@ -185,7 +185,7 @@ impl Credentials {
         reading: &mut Option<(u64, Reading)>,
     ) -> Result<Result<Credential, CredentialError>, TokenError> {
         if kind != IdentityType::ServicePrincipalCertificate {
-            return Ok(credential::client_secret(secret, &data));
+            return Ok(credentials::client_secret(secret, &data));
         }
         let current = match reading.take() {
             Some((of, current)) if of == version => current,
@@ -210,7 +210,7 @@ impl Credentials {
         Reading(tokio::spawn(async move {
             let turn = readings.acquire_owned().await.ok()?;
             let read = tokio::task::spawn_blocking(move || {
-                let read = credential::certificate(&secret, &data);
+                let read = credentials::certificate(&secret, &data);
                 // Not before: nobody can end a reading.
                 drop(turn);
                 read

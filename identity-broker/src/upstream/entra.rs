@@ -18,9 +18,9 @@ use thiserror::Error;
 
 use super::{
     Failure,
-    credential::{Certificate, Credential},
     http::{Clients, TransportError},
 };
+use crate::credentials::{Certificate, Credential};
 use crate::tokens::{Issued, Refusal, RefusalKind, Token, TokenError};
 
 /// How long an assertion is valid; Microsoft documents five to ten minutes.
@@ -51,14 +51,20 @@ pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Ti
         .set_token_uri(TokenUrl::from_url(request.endpoint.clone()));
     let client = match request.credential {
         Credential::Secret(secret) => client.set_client_secret(ClientSecret::new(secret.expose_secret().to_owned())),
-        Credential::Certificate(_) => client,
+        Credential::Certificate(_) | Credential::Assertion(_) => client,
     };
     // A resource that ends in a slash keeps it: `https://x//.default` (imds-and-clients §3.1).
     let mut exchange =
         client.exchange_client_credentials().add_scope(Scope::new(format!("{}/.default", request.resource)));
-    if let Credential::Certificate(certificate) = request.credential {
-        let assertion = assertion(certificate, request.client_id, request.endpoint, now)
-            .map_err(|why| Failure::Permanent(TokenError::misconfigured(request.identity, why)))?;
+    let assertion = match request.credential {
+        Credential::Secret(_) => None,
+        Credential::Certificate(certificate) => Some(
+            assertion(certificate, request.client_id, request.endpoint, now)
+                .map_err(|why| Failure::Permanent(TokenError::misconfigured(request.identity, why)))?,
+        ),
+        Credential::Assertion(assertion) => Some(assertion.expose_secret().to_owned()),
+    };
+    if let Some(assertion) = assertion {
         exchange = exchange
             .add_extra_param("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
             .add_extra_param("client_assertion", assertion);

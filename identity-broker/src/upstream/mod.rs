@@ -2,14 +2,13 @@
 
 mod authority;
 mod budget;
-mod credential;
 mod credentials;
 mod entra;
 mod http;
 pub(crate) mod imds;
 mod limit;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use ::http::Uri;
 use identity_core::lookup::Identity;
@@ -17,7 +16,6 @@ use identity_crd::IdentityType;
 use tokio::time::Instant;
 
 pub use authority::{AuthorityError, AuthorityHosts, DEFAULT_AUTHORITY, DEFAULT_HOSTS};
-pub use credential::{CredentialError, CredentialProblem};
 
 use self::{
     budget::{Rates, Who},
@@ -29,7 +27,7 @@ use self::{
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    secrets::SecretSource,
+    secrets::{IdentitySource, SecretSource},
     tokens::{Ask, Backend, FetchError, Freshness, Interest, Token, TokenError, Urgency},
 };
 
@@ -66,6 +64,27 @@ impl Default for UpstreamConfig {
     }
 }
 
+/// Where credentials come from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Secrets.
+    pub secrets: Arc<dyn SecretSource>,
+    /// Identities that read Key Vaults; without it none is found.
+    pub identities: Option<Arc<dyn IdentitySource>>,
+}
+
+impl<S: SecretSource> From<Arc<S>> for Sources {
+    fn from(secrets: Arc<S>) -> Self {
+        Self { secrets, identities: None }
+    }
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
 /// Why an attempt failed.
 pub(crate) enum Failure {
     /// For good.
@@ -98,13 +117,13 @@ impl<C: Clock> Azure<C> {
     pub fn new(
         config: UpstreamConfig,
         tls: rustls::ClientConfig,
-        secrets: Arc<dyn SecretSource>,
+        sources: impl Into<Sources>,
         clock: C,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             clients: Clients::new(tls, config.request_timeout),
-            credentials: Credentials::new(secrets, config.credential_age),
+            credentials: Credentials::new(sources.into().secrets, config.credential_age),
             clock,
             metrics,
             // Per VM 20 in any second, 5 at a time (imds-and-clients §1.1); a little below, because the VM's other programs

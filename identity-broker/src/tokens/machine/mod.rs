@@ -22,13 +22,12 @@ use std::{
     time::Duration,
 };
 
-use identity_core::lookup::ObjectRef;
 use jiff::Timestamp;
 
 pub(super) use self::entry::with_wait;
 use self::{entry::Entry, schedule::Chance};
 use super::{
-    Freshness, ManagerConfig, Token, TokenError, Urgency,
+    Freshness, ManagerConfig, Notice, Token, TokenError, Urgency,
     key::{Key, Mark},
 };
 
@@ -92,27 +91,6 @@ pub(super) enum Effect {
     SetTimer { at: Option<Duration> },
     /// Tell people.
     Notice(Notice),
-}
-
-/// What people should be told.
-#[derive(Clone, Debug)]
-pub enum Notice {
-    /// Upstream refused twice, with a pause between: pods get no token until that changes. Said once.
-    Refused {
-        /// The identity.
-        identity: ObjectRef,
-        /// The audience.
-        resource: Box<str>,
-        /// What it said.
-        error: TokenError,
-    },
-    /// Upstream gave a token again after a refusal that was said.
-    Restored {
-        /// The identity.
-        identity: ObjectRef,
-        /// The audience.
-        resource: Box<str>,
-    },
 }
 
 /// What readers see of a key.

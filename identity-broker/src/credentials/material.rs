@@ -5,9 +5,6 @@
 //! predecessor), else `tls.crt` and `tls.key` (`kubernetes.io/tls`). A certificate is PKCS#12 or PEM, of 1 MiB at most; what
 //! it would cost to open is looked at before it is opened.
 
-#[path = "pkcs12_cost.rs"]
-mod pkcs12_cost;
-
 use std::{fmt, sync::Arc};
 
 use aws_lc_rs::signature::KeyPair as _;
@@ -21,7 +18,7 @@ use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use zeroize::Zeroizing;
 
-use self::pkcs12_cost::{MAX_ITERATIONS, Refusal};
+use super::pkcs12_cost::{self, MAX_ITERATIONS, Refusal};
 use crate::secrets::SecretData;
 
 /// The longest value that is looked at, bytes: Kubernetes' own limit for all of a Secret. Manifests have none.
@@ -34,6 +31,8 @@ pub(crate) enum Credential {
     Secret(Arc<SecretString>),
     /// A certificate with its private key.
     Certificate(Arc<Certificate>),
+    /// A client assertion made elsewhere: a token of the cluster, exchanged as it is.
+    Assertion(Arc<SecretString>),
 }
 
 impl fmt::Debug for Credential {
@@ -41,6 +40,7 @@ impl fmt::Debug for Credential {
         match self {
             Self::Secret(_) => f.write_str("Secret([redacted])"),
             Self::Certificate(certificate) => write!(f, "Certificate({})", certificate.thumbprint),
+            Self::Assertion(_) => f.write_str("Assertion([redacted])"),
         }
     }
 }
@@ -270,5 +270,5 @@ fn assemble(key: &str, certificate: &CertificateDer<'_>, private: &PrivateKeyDer
 }
 
 #[cfg(test)]
-#[path = "credential_tests.rs"]
+#[path = "material_tests.rs"]
 mod tests;

@@ -40,7 +40,7 @@ fn data(entries: &[(&str, &[u8])]) -> SecretData {
 fn thumbprint(key: Option<&str>, entries: &[(&str, &[u8])]) -> Result<String, CredentialProblem> {
     match certificate(&reference(key), &data(entries)) {
         Ok(Credential::Certificate(certificate)) => Ok(certificate.thumbprint.clone()),
-        Ok(Credential::Secret(_)) => panic!("a secret"),
+        Ok(_) => panic!("no certificate"),
         Err(error) => {
             assert_eq!(error.secret, "ns/cred");
             Err(error.problem)
@@ -52,7 +52,7 @@ fn thumbprint(key: Option<&str>, entries: &[(&str, &[u8])]) -> Result<String, Cr
 fn client_secrets() {
     let of = |key: Option<&str>, entries: &[(&str, &[u8])]| match client_secret(&reference(key), &data(entries)) {
         Ok(Credential::Secret(secret)) => Ok(secret.expose_secret().to_owned()),
-        Ok(Credential::Certificate(_)) => panic!("a certificate"),
+        Ok(_) => panic!("no secret"),
         Err(error) => Err(error.problem),
     };
     assert_eq!(of(None, &[("anything", b"s")]), Ok("s".into()));
