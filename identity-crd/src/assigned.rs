@@ -49,9 +49,24 @@ pub struct AzureAssignedIdentitySpec {
     /// Node the pod runs on. The key is all lower case, as in the predecessor.
     #[serde(rename = "nodename", default, skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
+    /// The active grant that opens the binding for this pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<AssignedGrant>,
     /// Unused; kept for the predecessor's objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
+}
+
+/// An active grant as nodes see it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignedGrant {
+    /// Name of the `AzureIdentityGrant`, in the pod's namespace.
+    #[serde(default)]
+    pub name: String,
+    /// The instant at which it ends, RFC 3339; one that cannot be read is over.
+    #[serde(default)]
+    pub until: String,
 }
 
 /// How far an assignment has got, in the predecessor's words.

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::{Condition, rules};
+use crate::{Condition, TimeBox, rules};
 
 /// Gives the pods it selects the use of one `AzureIdentity` of its namespace.
 ///
@@ -22,7 +22,10 @@ use crate::{Condition, rules};
     derive = "Default",
     printcolumn = r#"{"name":"AzureIdentity","type":"string","jsonPath":".spec.azureIdentity"}"#,
     printcolumn = r#"{"name":"Selector","type":"string","jsonPath":".spec.selector"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Open","type":"string","jsonPath":".status.conditions[?(@.type==\"Open\")].status","priority":1}"#,
+    printcolumn = r#"{"name":"Next-Transition","type":"string","jsonPath":".status.nextTransition","priority":1}"#,
+    printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.matchedPods","priority":1}"#
 )]
 #[x_kube(
     validation = rules::AZURE_IDENTITY.rule(),
@@ -64,6 +67,10 @@ pub struct AzureIdentityBindingSpec {
     #[schemars(length(max = 64), inner(length(max = 512)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audiences: Option<Vec<String>>,
+
+    /// When the identity may be used through this binding; always when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_box: Option<TimeBox>,
 }
 
 /// What the controller last saw of a binding.
@@ -73,13 +80,22 @@ pub struct AzureIdentityBindingStatus {
     /// Unused; kept for the predecessor's objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_replicas: Option<i32>,
-    /// `Valid`: the spec means something; `IdentityFound`: the identity exists.
+    /// `Valid`: the spec means something; `IdentityFound`: the identity exists; `Open`: its time box is open.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Number of pods that the binding selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matched_pods: Option<i32>,
+    /// When the time box opens or closes next, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_transition: Option<String>,
+    /// Until when tokens that were handed out before the box closed may still work, RFC 3339: Entra cannot take them
+    /// back.
+    #[schemars(extend("format" = "date-time"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_until: Option<String>,
 }
 
 /// The schema of `meta/v1` LabelSelector with the bounds that let the API server estimate the cost of the rules.

@@ -7,9 +7,11 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
+use crate::{
+    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, AzurePodIdentityException,
+};
 
-/// The four CRDs, in the order in which they are best installed.
+/// The CRDs, in the order in which they are best installed.
 ///
 /// Use these rather than the types' own `crd()`: they carry what a derive cannot say. No `/status` subresource on
 /// `AzureAssignedIdentity` (one write creates it complete); the predecessor's dead `metadata` inside `spec` and
@@ -24,10 +26,16 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     for version in &mut assigned.spec.versions {
         version.subresources = None;
     }
-    [AzureIdentity::crd(), AzureIdentityBinding::crd(), assigned, AzurePodIdentityException::crd()]
-        .into_iter()
-        .map(finish)
-        .collect()
+    [
+        AzureIdentity::crd(),
+        AzureIdentityBinding::crd(),
+        assigned,
+        AzurePodIdentityException::crd(),
+        AzureIdentityGrant::crd(),
+    ]
+    .into_iter()
+    .map(finish)
+    .collect()
 }
 
 fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {

@@ -96,6 +96,20 @@ pub(crate) fn is_https_endpoint(s: &str) -> bool {
         && path.bytes().all(|c| c.is_ascii_alphanumeric() || b"._~/-".contains(&c))
 }
 
+/// A duration's seconds: hours, minutes, seconds in that order, at least one of them.
+pub(crate) fn duration_seconds(s: &str) -> Option<u64> {
+    let (mut rest, mut total) = (s, 0_u64);
+    for (unit, seconds, digits) in [('h', 3600, 5), ('m', 60, 6), ('s', 1, 8)] {
+        let Some((number, after)) = rest.split_once(unit) else { continue };
+        if !(1..=digits).contains(&number.len()) || !number.bytes().all(|c| c.is_ascii_digit()) {
+            return None;
+        }
+        total += number.parse::<u64>().ok()? * seconds;
+        rest = after;
+    }
+    (rest.is_empty() && !s.is_empty()).then_some(total)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

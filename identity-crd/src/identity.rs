@@ -5,7 +5,7 @@ use std::fmt;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::{Condition, rules};
+use crate::{Condition, FederatedCredential, KeyVaultReference, SecretReference, TimeBox, rules};
 
 /// What backs an identity; the wire form is the predecessor's integer `spec.type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -17,6 +17,8 @@ pub enum IdentityType {
     ServicePrincipal,
     /// 2: a service principal with a certificate.
     ServicePrincipalCertificate,
+    /// 3: an application that trusts the cluster's tokens; no credential is kept anywhere.
+    WorkloadIdentityFederation,
 }
 
 impl IdentityType {
@@ -26,6 +28,7 @@ impl IdentityType {
             Self::UserAssignedManagedIdentity => 0,
             Self::ServicePrincipal => 1,
             Self::ServicePrincipalCertificate => 2,
+            Self::WorkloadIdentityFederation => 3,
         }
     }
 
@@ -35,6 +38,7 @@ impl IdentityType {
             0 => Some(Self::UserAssignedManagedIdentity),
             1 => Some(Self::ServicePrincipal),
             2 => Some(Self::ServicePrincipalCertificate),
+            3 => Some(Self::WorkloadIdentityFederation),
             _ => None,
         }
     }
@@ -46,6 +50,7 @@ impl fmt::Display for IdentityType {
             Self::UserAssignedManagedIdentity => "user-assigned managed identity",
             Self::ServicePrincipal => "service principal with secret",
             Self::ServicePrincipalCertificate => "service principal with certificate",
+            Self::WorkloadIdentityFederation => "workload identity federation",
         })
     }
 }
@@ -64,7 +69,9 @@ impl fmt::Display for IdentityType {
     derive = "Default",
     printcolumn = r#"{"name":"Type","type":"string","jsonPath":".spec.type"}"#,
     printcolumn = r#"{"name":"ClientID","type":"string","jsonPath":".spec.clientID"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"CredentialReady\")].status","priority":1}"#,
+    printcolumn = r#"{"name":"Credential-Expiry","type":"string","jsonPath":".status.credentialExpiry","priority":1}"#
 )]
 #[x_kube(
     validation = rules::TYPE.rule(),
@@ -84,8 +91,8 @@ impl fmt::Display for IdentityType {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AzureIdentitySpec {
-    /// 0 user-assigned managed identity, 1 service principal with secret, 2 service principal with certificate.
-    /// Absent means 0.
+    /// 0 user-assigned managed identity, 1 service principal with secret, 2 service principal with certificate,
+    /// 3 workload identity federation. Absent means 0.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub type_: Option<i32>,
 
@@ -108,7 +115,15 @@ pub struct AzureIdentitySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_password: Option<SecretReference>,
 
-    /// Directory (tenant) id of the service principal (types 1 and 2).
+    /// Where in Azure Key Vault the client secret (type 1) or the certificate (type 2) is, instead of `clientPassword`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_vault: Option<KeyVaultReference>,
+
+    /// How the identity proves itself (type 3): by the node daemon's token when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federated: Option<FederatedCredential>,
+
+    /// Directory (tenant) id of the service principal (types 1 to 3).
     #[schemars(length(max = 256))]
     #[serde(rename = "tenantID", default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<String>,
@@ -118,7 +133,7 @@ pub struct AzureIdentitySpec {
     #[serde(rename = "auxiliaryTenantIDs", default, skip_serializing_if = "Option::is_none")]
     pub auxiliary_tenant_ids: Option<Vec<String>>,
 
-    /// Authority (Entra) endpoint, `https://login.microsoftonline.com/` when absent (types 1 and 2).
+    /// Authority (Entra) endpoint, `https://login.microsoftonline.com/` when absent (types 1 to 3).
     #[schemars(length(max = 512))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ad_endpoint: Option<String>,
@@ -135,6 +150,10 @@ pub struct AzureIdentitySpec {
     #[schemars(length(max = 64), inner(length(max = 512)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audiences: Option<Vec<String>>,
+
+    /// When this identity may be used, whatever a binding says; without `grant`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_box: Option<TimeBox>,
 }
 
 impl AzureIdentitySpec {
@@ -144,25 +163,6 @@ impl AzureIdentitySpec {
     }
 }
 
-/// Where a credential is found.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretReference {
-    /// Name of the Secret.
-    #[schemars(length(max = 253))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Namespace of the Secret; the identity's own when absent, and no other unless matching is cluster-wide.
-    #[schemars(length(max = 63))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
-    /// Key in the Secret. When absent, type 1 needs a Secret with one key (or one named `clientSecret`), and type 2
-    /// the keys `certificate` and, for PKCS#12, `password`.
-    #[schemars(length(max = 253))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
-}
-
 /// What the controller last saw of an identity.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -170,8 +170,12 @@ pub struct AzureIdentityStatus {
     /// Unused; kept for the predecessor's objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_replicas: Option<i32>,
-    /// `Valid`: the spec means something; `CredentialReady`: what backs the identity is there and readable.
+    /// `Valid`: the spec means something; `CredentialReady`: Entra accepts what backs the identity.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// When the credential stops working, RFC 3339, where that is known.
+    #[schemars(extend("format" = "date-time"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_expiry: Option<String>,
 }

@@ -25,25 +25,33 @@
 mod assigned;
 mod binding;
 mod condition;
+mod credential;
 mod definitions;
 mod exception;
 mod form;
+mod grant;
 mod identity;
 mod resource_id;
 mod rules;
+mod time_box;
 mod unknown;
 mod validate;
 mod violation;
 
 pub use assigned::{
-    AssignedIdentityState, AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus,
+    AssignedGrant, AssignedIdentityState, AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus,
 };
 pub use binding::{AzureIdentityBinding, AzureIdentityBindingSpec, AzureIdentityBindingStatus};
 pub use condition::{Condition, ConditionStatus, find_condition, set_condition};
+pub use credential::{FEDERATED_AUDIENCE, FederatedCredential, FederatedSubject, KeyVaultReference, SecretReference};
 pub use definitions::crds;
 pub use exception::{AzurePodIdentityException, AzurePodIdentityExceptionSpec, AzurePodIdentityExceptionStatus};
-pub use identity::{AzureIdentity, AzureIdentitySpec, AzureIdentityStatus, IdentityType, SecretReference};
+pub use grant::{
+    Approval, AzureIdentityGrant, AzureIdentityGrantSpec, AzureIdentityGrantStatus, GrantPhase, Withdrawal,
+};
+pub use identity::{AzureIdentity, AzureIdentitySpec, AzureIdentityStatus, IdentityType};
 pub use resource_id::{ResourceId, ResourceIdError};
+pub use time_box::{Approvers, GrantPolicy, TimeBox, Window, parse_duration};
 pub use unknown::unknown_fields;
 pub use violation::Violation;
 
@@ -51,6 +59,8 @@ pub use violation::Violation;
 pub const GROUP: &str = "aadpodidentity.k8s.io";
 /// The served and stored version of the four kinds the predecessor had.
 pub const VERSION: &str = "v1";
+/// The version of `AzureIdentityGrant`.
+pub const GRANT_VERSION: &str = "v1alpha1";
 /// Pod label whose value a binding's `selector` equals.
 pub const BINDING_LABEL: &str = "aadpodidbinding";
 /// Annotation on an `AzureIdentity` that restricts it to its own namespace even under cluster-wide matching.

@@ -137,6 +137,7 @@ pub(super) fn desired(
             pod_namespace: Some(reference.namespace.to_string()),
             pod_uid: Some(reference.uid.to_string()),
             node_name: Some(node.to_owned()),
+            grant: None,
             replicas: None,
         },
         status: Some(AzureAssignedIdentityStatus {

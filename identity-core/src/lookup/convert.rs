@@ -7,7 +7,10 @@ use identity_crd::{AzureAssignedIdentity, AzureIdentity, IdentityType, ResourceI
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use thiserror::Error;
 
-use super::{Assignment, CredentialSource, Identity, ObjectRef, Options, SecretKeyRef};
+use super::{
+    Assignment, CredentialSource, FederatedSubject, Federation, Identity, ObjectRef, Options, SecretKeyRef, VaultObject,
+    VaultRef,
+};
 use crate::object::ObjectKey;
 
 /// An identity that cannot be used as it is written.
@@ -117,9 +120,34 @@ fn credential(object: &AzureIdentity, kind: IdentityType) -> CredentialSource {
     match kind {
         IdentityType::UserAssignedManagedIdentity => CredentialSource::None,
         IdentityType::ServicePrincipal | IdentityType::ServicePrincipalCertificate => {
-            secret().map_or(CredentialSource::None, CredentialSource::Secret)
+            let secret = secret().map(CredentialSource::Secret);
+            secret.or_else(|| vault(object, kind).map(CredentialSource::KeyVault)).unwrap_or_default()
+        }
+        IdentityType::WorkloadIdentityFederation => {
+            let federated = object.spec.federated.clone().unwrap_or_default();
+            CredentialSource::Federated(Federation {
+                subject: match federated.subject() {
+                    identity_crd::FederatedSubject::Broker => FederatedSubject::Broker,
+                    identity_crd::FederatedSubject::Pod => FederatedSubject::Pod,
+                },
+                audience: federated.audience().into(),
+            })
         }
     }
+}
+
+fn vault(object: &AzureIdentity, kind: IdentityType) -> Option<VaultRef> {
+    let vault = object.spec.key_vault.as_ref()?;
+    Some(VaultRef {
+        url: given(vault.vault_url.as_ref())?,
+        object: if kind == IdentityType::ServicePrincipal {
+            VaultObject::Secret(given(vault.secret_name.as_ref())?)
+        } else {
+            VaultObject::Certificate(given(vault.certificate_name.as_ref())?)
+        },
+        version: given(vault.version.as_ref()),
+        identity: given(vault.identity_ref.as_ref())?,
+    })
 }
 
 impl Identity {
@@ -149,7 +177,9 @@ impl Identity {
                     return Err(broken("spec.resourceID"));
                 }
             }
-            IdentityType::ServicePrincipal | IdentityType::ServicePrincipalCertificate => {
+            IdentityType::ServicePrincipal
+            | IdentityType::ServicePrincipalCertificate
+            | IdentityType::WorkloadIdentityFederation => {
                 if this.client_id.is_none() {
                     return Err(broken("spec.clientID"));
                 }

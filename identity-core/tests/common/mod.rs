@@ -96,6 +96,7 @@ pub(crate) fn assigned(pod: &Pod, identity: &AzureIdentity, binding: &AzureIdent
             pod_namespace: Some(pod.namespace.to_string()),
             pod_uid: Some(pod.uid.to_string()),
             node_name: Some("node-1".into()),
+            grant: None,
             replicas: None,
         },
     );
