@@ -5,6 +5,7 @@
 //!
 //! | module | question it answers |
 //! |---|---|
+//! | [`schedule`] | is this time box open, and when does that next change? |
 //! | [`selector`] | which bindings select this pod? |
 //! | [`assign`] | objects in: which identity is assigned to which pod, and the fewest writes that get there |
 //! | [`lookup`] | pods and assignments of one node in: may this caller have this token? |
@@ -91,4 +92,5 @@ pub mod object;
 pub mod pod;
 #[cfg(feature = "runtime")]
 pub mod runtime;
+pub mod schedule;
 pub mod selector;
