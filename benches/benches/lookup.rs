@@ -67,6 +67,7 @@ fn pod(number: usize) -> Pod {
             namespace: namespace(number).into(),
             name: format!("web-7c5ddbdf54-{number:06}").into(),
             uid: format!("0b2d4f6a-1c3e-4a5b-8c7d-{number:012}").into(),
+            service_account: "default".into(),
         }),
         node: Some("node-1".into()),
         labels: [("aadpodidbinding".to_owned(), selector(kind(number)).to_owned())].into(),

@@ -95,7 +95,12 @@ fn recordings() -> BTreeMap<String, String> {
 
 /// The lookup of a node with one pod at 127.0.0.1, to which an identity of this spec is assigned.
 fn published(identity: &Value) -> Arc<Published> {
-    let pod = Arc::new(PodRef { namespace: "ns".into(), name: "p".into(), uid: "pod-uid".into() });
+    let pod = Arc::new(PodRef {
+        namespace: "ns".into(),
+        name: "p".into(),
+        uid: "pod-uid".into(),
+        service_account: "sa".into(),
+    });
     let object = |name: &str| json!({"namespace": "ns", "name": name, "uid": format!("{name}-uid"), "generation": 1});
     let assigned: AzureAssignedIdentity = serde_json::from_value(json!({
         "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureAssignedIdentity", "metadata": object("assigned"),

@@ -13,6 +13,8 @@ pub struct PodRef {
     pub name: Arc<str>,
     /// UID.
     pub uid: Arc<str>,
+    /// Service account it runs as, which never changes; empty when nobody said.
+    pub service_account: Arc<str>,
 }
 
 /// `status.phase` of a pod.
@@ -94,19 +96,18 @@ impl TryFrom<&k8s_openapi::api::core::v1::Pod> for Pod {
                 addresses.push(address);
             }
         }
+        let service_account: Arc<str> =
+            spec.and_then(|s| s.service_account_name.as_deref()).filter(|s| !s.is_empty()).unwrap_or("default").into();
         Ok(Self {
             reference: Arc::new(PodRef {
                 namespace: field(meta.namespace.as_ref(), "metadata.namespace")?,
                 name: field(meta.name.as_ref(), "metadata.name")?,
                 uid: field(meta.uid.as_ref(), "metadata.uid")?,
+                service_account: Arc::clone(&service_account),
             }),
             node: spec.and_then(|s| s.node_name.as_deref()).filter(|n| !n.is_empty()).map(Arc::from),
             labels: meta.labels.clone().unwrap_or_default(),
-            service_account: spec
-                .and_then(|s| s.service_account_name.as_deref())
-                .filter(|s| !s.is_empty())
-                .unwrap_or("default")
-                .into(),
+            service_account,
             addresses,
             phase: match status.and_then(|s| s.phase.as_deref()) {
                 Some("Running") => PodPhase::Running,

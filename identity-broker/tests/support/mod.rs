@@ -109,7 +109,12 @@ impl AuditSink for Records {
 }
 
 pub fn pod(name: &str) -> Arc<PodRef> {
-    Arc::new(PodRef { namespace: "ns".into(), name: name.into(), uid: format!("uid-{name}").into() })
+    Arc::new(PodRef {
+        namespace: "ns".into(),
+        name: name.into(),
+        uid: format!("uid-{name}").into(),
+        service_account: "sa".into(),
+    })
 }
 
 pub fn object(name: &str) -> ObjectRef {

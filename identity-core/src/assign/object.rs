@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     fn name(pod: &str, uid: &str, binding: &str, binding_uid: &str) -> String {
-        let pod = PodRef { namespace: "n".into(), name: pod.into(), uid: uid.into() };
+        let pod = PodRef { namespace: "n".into(), name: pod.into(), uid: uid.into(), service_account: "sa".into() };
         let mut object = AzureIdentityBinding::new(binding, identity_crd::AzureIdentityBindingSpec::default());
         object.metadata.namespace = Some("n".into());
         object.metadata.uid = Some(binding_uid.into());

@@ -110,7 +110,12 @@ mod tests {
     };
 
     fn slot(uid: u32) -> Slot {
-        let pod = Arc::new(PodRef { namespace: "n".into(), name: "p".into(), uid: uid.to_string().into() });
+        let pod = Arc::new(PodRef {
+            namespace: "n".into(),
+            name: "p".into(),
+            uid: uid.to_string().into(),
+            service_account: "sa".into(),
+        });
         match uid % 5 {
             0 => Slot::Other(Other::Ambiguous),
             1 => Slot::Other(Other::Host),

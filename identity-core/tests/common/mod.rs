@@ -22,7 +22,12 @@ pub(crate) fn key(namespace: &str, name: &str) -> ObjectKey {
 /// A running pod on `node-1` labelled `aadpodidbinding: demo`.
 pub(crate) fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
     Pod {
-        reference: Arc::new(PodRef { namespace: namespace.into(), name: name.into(), uid: uid.into() }),
+        reference: Arc::new(PodRef {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: uid.into(),
+            service_account: "default".into(),
+        }),
         node: Some("node-1".into()),
         labels: labels(&[("aadpodidbinding", "demo")]),
         service_account: "default".into(),

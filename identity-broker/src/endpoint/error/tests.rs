@@ -10,7 +10,7 @@ use super::{table::TABLE, *};
 use crate::tokens::{Refusal, RefusalKind};
 
 fn pod() -> Arc<PodRef> {
-    Arc::new(PodRef { namespace: "ns".into(), name: "p".into(), uid: "u".into() })
+    Arc::new(PodRef { namespace: "ns".into(), name: "p".into(), uid: "u".into(), service_account: "sa".into() })
 }
 
 fn assignment(namespace: &str) -> Arc<Assignment> {
