@@ -12,7 +12,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::emulator::{
-    Application, ClientSecret, Directory, Fault, Limits, ManagedIdentity, Pem, SystemAssigned, Tenant, VirtualMachine,
+    Application, ClientSecret, Directory, Fault, Group, KeyVaultConfig, Limits, ManagedIdentity, Pem, SystemAssigned,
+    Tenant, VirtualMachine, vaults::Vault,
 };
 
 /// The tenant of the VM and its identities, unless `lab.yaml` names another.
@@ -34,10 +35,21 @@ pub struct Overrides {
     pub system_assigned: Option<SystemAssigned>,
     /// Resources that no tenant knows.
     pub unknown_resources: Vec<String>,
+    /// Directory groups: one here replaces the seeded one with the same id.
+    pub groups: Vec<Group>,
+    /// Key Vaults: what one here names (secrets, certificates; roles, if there are any) replaces what was seeded under that name.
+    pub vaults: Vec<Vault>,
     /// The token service.
     pub entra: Entra,
     /// The metadata service.
     pub imds: Imds,
+    /// Key Vault.
+    pub key_vault: KeyVaultConfig,
+    /// The node's projected service-account token.
+    pub projected_token: ProjectedToken,
+    /// Has both binaries and the emulators follow a clock of the lab's own (`identity-lab clock`), which begins at this time:
+    /// `now`, or an RFC 3339 time such as `2026-11-27T23:59:00-08:00`.
+    pub clock: Option<String>,
     /// Faults that are on from the start.
     pub faults: Vec<Fault>,
     /// Further host names that resolve to the emulators.
@@ -48,6 +60,23 @@ pub struct Overrides {
     pub controller_arguments: Vec<String>,
 }
 
+/// `projectedToken` of `lab.yaml`: what a kubelet is told about the token that a pod has a volume for.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProjectedToken {
+    /// `expirationSeconds`. As a kubelet does, the lab replaces the token when a fifth of it is left. (A real API server issues
+    /// none for less than 600.)
+    pub lifetime_seconds: u32,
+    /// `audience`.
+    pub audience: String,
+}
+
+impl Default for ProjectedToken {
+    fn default() -> Self {
+        Self { lifetime_seconds: 3600, audience: crate::emulator::TOKEN_EXCHANGE.to_owned() }
+    }
+}
+
 /// `entra` of `lab.yaml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -56,6 +85,8 @@ pub struct Entra {
     pub latency_ms: u64,
     /// Lifetime of a token in seconds.
     pub token_lifetime_seconds: Option<u32>,
+    /// `refresh_in` of answers, in seconds; none when left out.
+    pub refresh_in_seconds: Option<u32>,
     /// `Retry-After` of the fault `entra-429`, in seconds.
     pub retry_after_seconds: Option<u32>,
     /// Whether one client assertion may be used several times.
@@ -70,6 +101,8 @@ pub struct Imds {
     pub latency_ms: u64,
     /// Lifetime of a token in seconds.
     pub token_lifetime_seconds: Option<u32>,
+    /// `refresh_in` of answers, in seconds; none when left out.
+    pub refresh_in_seconds: Option<u32>,
     /// Limits; the real service's when left out.
     pub limits: Option<Limits>,
     /// What the VM is.
@@ -159,16 +192,14 @@ impl Seeder<'_> {
                 };
                 let credential = self.credential(identity, kind);
                 let mut application = Application {
-                    client_id: client,
                     object_id: spec("objectID").filter(|object| is_guid(object)).map(str::to_owned),
-                    secrets: Vec::new(),
-                    certificates: Vec::new(),
+                    ..Application::new(client)
                 };
                 match credential {
                     Ok(Credential::Secret(value)) => {
-                        application.secrets.push(ClientSecret { value: value.into(), expires: None });
+                        application.secrets.push(ClientSecret { value: value.into(), expires: None, since: None });
                     }
-                    Ok(Credential::Certificate(pem)) => application.certificates.push(Pem::from(pem)),
+                    Ok(Credential::Certificate(pem)) => application.certificates.push(Pem::from(pem).into()),
                     Err(why) => self.warn(&name, &format!("its application has no credential: {why}")),
                 }
                 let more = identity.pointer("/spec/auxiliaryTenantIDs").and_then(Value::as_array).into_iter().flatten();

@@ -13,6 +13,8 @@ pub const HOSTS: &[&str] = &[
     "login.microsoftonline.us",
     "login.partner.microsoftonline.cn",
     "*.vault.azure.net",
+    "*.vault.usgovcloudapi.net",
+    "*.vault.azure.cn",
     "management.azure.com",
 ];
 

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -18,6 +19,18 @@ impl Clock {
         Self(Arc::new(Timestamp::now))
     }
 
+    /// The system's clock and a distance that a file holds: seconds after a sign, such as `+3600.5`, which is also what
+    /// libfaketime reads. The file is read each time, so that whoever replaces it moves the clock. Without it (or with
+    /// something else in it) the clock is the system's.
+    #[expect(clippy::disallowed_methods, reason = "the one place where the emulators read the clock")]
+    pub fn following(file: &Path) -> Self {
+        let file = file.to_owned();
+        Self(Arc::new(move || {
+            let now = Timestamp::now();
+            now.checked_add(distance(&file)).unwrap_or(now)
+        }))
+    }
+
     /// A clock that stands still until its [`ManualClock`] is moved.
     pub fn manual(start: Timestamp) -> (Self, ManualClock) {
         let manual = ManualClock(Arc::new(Mutex::new(start)));
@@ -29,6 +42,13 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         (self.0)()
     }
+}
+
+/// What a clock's file says.
+pub(crate) fn distance(file: &Path) -> SignedDuration {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let seconds = text.trim().parse::<f64>().ok().filter(|seconds| seconds.is_finite());
+    seconds.and_then(|seconds| SignedDuration::try_from_secs_f64(seconds).ok()).unwrap_or_default()
 }
 
 impl fmt::Debug for Clock {

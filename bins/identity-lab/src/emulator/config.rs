@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::fault::Fault;
+use super::{fault::Fault, vaults::Vault};
 
 /// Everything that [`run`](super::run) needs. JSON, camelCase; unknown fields are errors.
 ///
@@ -33,6 +33,9 @@ pub struct Config {
     /// The VM's instance metadata service; left out, there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imds: Option<ImdsConfig>,
+    /// Key Vault, which is served on Entra's address: every host that is one of the directory's vaults, or ends as vaults do.
+    #[serde(default)]
+    pub key_vault: KeyVaultConfig,
     /// Tenants, applications and identities: the part that can be replaced while the emulators run.
     #[serde(default)]
     pub directory: Directory,
@@ -45,6 +48,10 @@ pub struct Config {
     /// File to which every request is appended as one line of JSON (see [`Record`](super::Record)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_log: Option<PathBuf>,
+    /// File with a clock's distance from the machine's (see [`Clock::following`](super::Clock::following)); the machine's own
+    /// clock when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<PathBuf>,
 }
 
 /// The Entra emulator.
@@ -60,6 +67,9 @@ pub struct EntraConfig {
     /// Lifetime of an access token, in seconds.
     #[serde(default = "an_hour")]
     pub token_lifetime_seconds: u32,
+    /// `refresh_in` of answers, in seconds; left out, answers have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_in_seconds: Option<u32>,
     /// How long each answer is held back, in milliseconds.
     #[serde(default)]
     pub latency_ms: u64,
@@ -72,6 +82,22 @@ pub struct EntraConfig {
     pub accept_replayed_assertions: bool,
 }
 
+/// The Key Vault emulator.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KeyVaultConfig {
+    /// How long each answer is held back, in milliseconds.
+    pub latency_ms: u64,
+    /// `Retry-After` of the fault `vault-429`, in seconds.
+    pub retry_after_seconds: u32,
+}
+
+impl Default for KeyVaultConfig {
+    fn default() -> Self {
+        Self { latency_ms: 0, retry_after_seconds: 1 }
+    }
+}
+
 /// The instance metadata emulator.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -81,6 +107,9 @@ pub struct ImdsConfig {
     /// Lifetime of an access token, in seconds.
     #[serde(default = "a_day")]
     pub token_lifetime_seconds: u32,
+    /// `refresh_in` of answers, in seconds; left out, answers have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_in_seconds: Option<u32>,
     /// How long each answer is held back, in milliseconds. It counts for the limit on concurrent requests.
     #[serde(default)]
     pub latency_ms: u64,
@@ -164,6 +193,48 @@ pub struct Directory {
     pub system_assigned: Option<SystemAssigned>,
     /// Resources that no tenant knows. Any other `https://…`, `api://…` or GUID is known to all.
     pub unknown_resources: Vec<String>,
+    /// Directory groups.
+    pub groups: Vec<Group>,
+    /// Key Vaults.
+    pub vaults: Vec<Vault>,
+    /// Issuers of assertions that federated credentials may trust. An assertion of any other issuer is refused.
+    pub issuers: Vec<Issuer>,
+}
+
+/// A directory group. Its id is in the claim `groups` of its members' tokens from the next token on.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Group {
+    /// Object id (a GUID).
+    pub id: String,
+    /// Members: client id, object id or resource id of an application or managed identity.
+    #[serde(default)]
+    pub members: Vec<String>,
+}
+
+/// An OpenID Connect issuer: what `{issuer}/.well-known/openid-configuration` leads to.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Issuer {
+    /// Its URL, exactly as in the claim `iss`.
+    pub issuer: String,
+    /// Its keys (RFC 7517), RSA. The emulators then serve discovery and keys under the issuer's host themselves, on Entra's
+    /// address, and its tokens' times are those of the emulators' clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<serde_json::Value>,
+    /// Where to find it when `jwks` is left out. Its tokens' times are the machine's, whatever the emulators' clock shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<IssuerServer>,
+}
+
+/// A server of an issuer, such as a kube-apiserver with anonymous access to its discovery.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IssuerServer {
+    /// Where it listens; the name in the issuer's URL is what its certificate must be for.
+    pub address: SocketAddr,
+    /// The authority of its certificate.
+    pub ca: Pem,
 }
 
 /// An Entra tenant.
@@ -194,7 +265,23 @@ pub struct Application {
     pub secrets: Vec<ClientSecret>,
     /// Certificates registered for client assertions. RSA only, as with Entra.
     #[serde(default)]
-    pub certificates: Vec<Pem>,
+    pub certificates: Vec<ClientCertificate>,
+    /// Federated credentials, 20 at most.
+    #[serde(default)]
+    pub federated_credentials: Vec<FederatedCredential>,
+}
+
+impl Application {
+    /// One without any credential.
+    pub fn new(client_id: impl Into<String>) -> Self {
+        Self {
+            client_id: client_id.into(),
+            object_id: None,
+            secrets: Vec::new(),
+            certificates: Vec::new(),
+            federated_credentials: Vec::new(),
+        }
+    }
 }
 
 /// A client secret.
@@ -206,6 +293,63 @@ pub struct ClientSecret {
     /// When it stops working; never, when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// When it has reached all of Entra, which refuses it as unknown until then; at once, when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// A registered certificate: PEM text or a path, or an object with these fields.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(from = "CertificateForm", rename_all = "camelCase")]
+pub struct ClientCertificate {
+    /// The certificate.
+    pub pem: Pem,
+    /// As [`ClientSecret::since`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CertificateForm {
+    Bare(Pem),
+    #[serde(rename_all = "camelCase")]
+    Full {
+        pem: Pem,
+        #[serde(default)]
+        since: Option<Timestamp>,
+    },
+}
+
+impl From<CertificateForm> for ClientCertificate {
+    fn from(form: CertificateForm) -> Self {
+        match form {
+            CertificateForm::Bare(pem) => pem.into(),
+            CertificateForm::Full { pem, since } => Self { pem, since },
+        }
+    }
+}
+
+impl From<Pem> for ClientCertificate {
+    fn from(pem: Pem) -> Self {
+        Self { pem, since: None }
+    }
+}
+
+/// A federated identity credential: whose assertions an application accepts in place of a secret. All three must match exactly.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FederatedCredential {
+    /// One of [`Directory::issuers`].
+    pub issuer: String,
+    /// `system:serviceaccount:NAMESPACE:NAME`
+    pub subject: String,
+    /// The audience; `api://AzureADTokenExchange` when left out.
+    #[serde(default = "token_exchange")]
+    pub audience: String,
+    /// As [`ClientSecret::since`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// A user-assigned managed identity.
@@ -299,6 +443,13 @@ impl fmt::Debug for Pem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("[PEM]")
     }
+}
+
+/// The audience of federated credentials in the public cloud.
+pub const TOKEN_EXCHANGE: &str = "api://AzureADTokenExchange";
+
+fn token_exchange() -> String {
+    TOKEN_EXCHANGE.to_owned()
 }
 
 fn an_hour() -> u32 {

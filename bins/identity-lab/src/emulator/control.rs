@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, config::Directory, fault::Fault};
+use super::{Change, Count, Shared, config::Directory, fault::Fault};
 
 /// For one exchange.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +52,10 @@ enum Order {
     Fault { name: String, on: bool },
     Faults {},
     Directory(Box<Directory>),
+    Change(Box<Change>),
+    Show {},
+    Counts {},
+    ResetCounts {},
 }
 
 #[derive(Deserialize, Serialize)]
@@ -59,6 +63,10 @@ enum Order {
 enum Outcome {
     /// The faults that are on now.
     Faults(Vec<Fault>),
+    /// The version that a change made, if it made one.
+    Changed(Option<String>),
+    Directory(Box<Directory>),
+    Counts(Vec<Count>),
     Refused(String),
 }
 
@@ -67,7 +75,10 @@ enum Outcome {
 /// # Errors
 /// No emulator on this socket; no such fault (the error lists those there are).
 pub async fn set_fault(socket: &Path, name: &str, on: bool) -> Result<Vec<Fault>, Error> {
-    order(socket, &Order::Fault { name: name.to_owned(), on }).await
+    match order(socket, &Order::Fault { name: name.to_owned(), on }).await? {
+        Outcome::Faults(faults) => Ok(faults),
+        _ => Err(unexpected()),
+    }
 }
 
 /// The faults that are on.
@@ -75,11 +86,14 @@ pub async fn set_fault(socket: &Path, name: &str, on: bool) -> Result<Vec<Fault>
 /// # Errors
 /// No emulator on this socket.
 pub async fn faults(socket: &Path) -> Result<Vec<Fault>, Error> {
-    order(socket, &Order::Faults {}).await
+    match order(socket, &Order::Faults {}).await? {
+        Outcome::Faults(faults) => Ok(faults),
+        _ => Err(unexpected()),
+    }
 }
 
-/// Replaces tenants, applications and identities. Tokens that were issued stay valid, as in Azure; IMDS forgets those that it
-/// keeps for identities that are gone.
+/// Replaces tenants, applications, identities, groups, vaults and issuers, but for those that a [`change`] took over. Tokens
+/// that were issued stay valid, as in Azure; IMDS forgets those that it keeps for identities that are gone.
 ///
 /// # Errors
 /// No emulator on this socket; the directory is wrong (and the old one stays).
@@ -87,7 +101,52 @@ pub async fn set_directory(socket: &Path, directory: &Directory) -> Result<(), E
     order(socket, &Order::Directory(Box::new(directory.clone()))).await.map(drop)
 }
 
-async fn order(socket: &Path, order: &Order) -> Result<Vec<Fault>, Error> {
+/// Makes one change; returns the version of a secret or certificate that it made.
+///
+/// # Errors
+/// No emulator on this socket; what is to be changed does not exist, or would be wrong afterwards (and all stays as it was).
+pub async fn change(socket: &Path, change: &Change) -> Result<Option<String>, Error> {
+    match order(socket, &Order::Change(Box::new(change.clone()))).await? {
+        Outcome::Changed(made) => Ok(made),
+        _ => Err(unexpected()),
+    }
+}
+
+/// What is in force: the directory with all changes, secrets included.
+///
+/// # Errors
+/// No emulator on this socket.
+pub async fn directory(socket: &Path) -> Result<Directory, Error> {
+    match order(socket, &Order::Show {}).await? {
+        Outcome::Directory(directory) => Ok(*directory),
+        _ => Err(unexpected()),
+    }
+}
+
+/// How often each thing was asked for, since the start or the last [`reset_counts`].
+///
+/// # Errors
+/// No emulator on this socket.
+pub async fn counts(socket: &Path) -> Result<Vec<Count>, Error> {
+    match order(socket, &Order::Counts {}).await? {
+        Outcome::Counts(counts) => Ok(counts),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Begins to count anew.
+///
+/// # Errors
+/// No emulator on this socket.
+pub async fn reset_counts(socket: &Path) -> Result<(), Error> {
+    order(socket, &Order::ResetCounts {}).await.map(drop)
+}
+
+fn unexpected() -> Error {
+    Error::Refused("the emulators answered something else; are they of another version?".to_owned())
+}
+
+async fn order(socket: &Path, order: &Order) -> Result<Outcome, Error> {
     let unreachable = |source| Error::Unreachable { path: socket.to_owned(), source };
     let unreadable = |source| Error::Unreadable { path: socket.to_owned(), source };
     let mut line = serde_json::to_vec(order).map_err(unreadable)?;
@@ -104,8 +163,8 @@ async fn order(socket: &Path, order: &Order) -> Result<Vec<Fault>, Error> {
         .map_err(|_| unreachable(io::ErrorKind::TimedOut.into()))?
         .map_err(unreachable)?;
     match serde_json::from_slice(&answer).map_err(unreadable)? {
-        Outcome::Faults(faults) => Ok(faults),
         Outcome::Refused(why) => Err(Error::Refused(why)),
+        outcome => Ok(outcome),
     }
 }
 
@@ -173,6 +232,12 @@ fn obey(shared: &Shared, line: &[u8]) -> Outcome {
                 return Outcome::Refused(error.to_string());
             }
         }
+        Ok(Order::Change(change)) => {
+            return shared.change(&change).map_or_else(|error| Outcome::Refused(error.to_string()), Outcome::Changed);
+        }
+        Ok(Order::Show {}) => return Outcome::Directory(Box::new(shared.directory())),
+        Ok(Order::Counts {}) => return Outcome::Counts(shared.log.counts()),
+        Ok(Order::ResetCounts {}) => shared.log.reset_counts(),
     }
     Outcome::Faults(shared.faults.on())
 }

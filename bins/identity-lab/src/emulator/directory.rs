@@ -8,7 +8,13 @@ use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::config::{Application, Directory, Secret};
+use super::{
+    config::{Application, ClientSecret, Directory, FederatedCredential, Issuer, Pem},
+    keyvault::KnownVault,
+};
+
+/// Federated credentials that one application may have.
+const MOST_FEDERATED: usize = 20;
 
 /// A directory that cannot be played.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +34,22 @@ pub(super) struct Principal {
     pub(super) object_id: String,
     /// Resource id of a managed identity.
     pub(super) resource_id: Option<String>,
+    /// Object ids of its groups.
+    pub(super) groups: Vec<String>,
+}
+
+impl Principal {
+    fn joined(mut self, directory: &Directory) -> Self {
+        let is_me = |member: &String| {
+            [Some(&self.client_id), Some(&self.object_id), self.resource_id.as_ref()]
+                .into_iter()
+                .flatten()
+                .any(|id| id.eq_ignore_ascii_case(member))
+        };
+        let mine = directory.groups.iter().filter(|group| group.members.iter().any(is_me));
+        self.groups = mine.map(|group| group.id.clone()).collect();
+        self
+    }
 }
 
 #[derive(Debug)]
@@ -46,7 +68,8 @@ impl KnownTenant {
 pub(super) struct KnownApplication {
     pub(super) principal: Principal,
     pub(super) certificates: Vec<KnownCertificate>,
-    secrets: Vec<(Secret, Option<Timestamp>)>,
+    pub(super) federated: Vec<FederatedCredential>,
+    secrets: Vec<ClientSecret>,
 }
 
 /// What comes of trying a secret.
@@ -60,9 +83,9 @@ pub(super) enum SecretCheck {
 impl KnownApplication {
     pub(super) fn check_secret(&self, given: &str, now: Timestamp) -> SecretCheck {
         let mut check = SecretCheck::Wrong;
-        for (secret, expires) in &self.secrets {
-            if bool::from(secret.expose().as_bytes().ct_eq(given.as_bytes())) {
-                if expires.is_none_or(|expires| now < expires) {
+        for secret in self.secrets.iter().filter(|secret| secret.since.is_none_or(|since| since <= now)) {
+            if bool::from(secret.value.expose().as_bytes().ct_eq(given.as_bytes())) {
+                if secret.expires.is_none_or(|expires| now < expires) {
                     return SecretCheck::Right;
                 }
                 check = SecretCheck::Expired;
@@ -82,6 +105,8 @@ pub(super) struct KnownCertificate {
     /// Seconds since 1970.
     pub(super) not_before: i64,
     pub(super) not_after: i64,
+    /// When it has reached all of Entra.
+    pub(super) since: Option<i64>,
 }
 
 /// The directory, ready for use.
@@ -93,6 +118,9 @@ pub(super) struct Known {
     pub(super) managed: Vec<Principal>,
     pub(super) system: Option<Principal>,
     unknown_resources: Vec<String>,
+    /// By host, in lower case.
+    pub(super) vaults: HashMap<String, KnownVault>,
+    pub(super) issuers: Vec<Issuer>,
 }
 
 impl Known {
@@ -100,6 +128,7 @@ impl Known {
     pub(super) fn new(directory: &Directory, vm: &str) -> Result<Self, Error> {
         let mut known = Self {
             unknown_resources: directory.unknown_resources.iter().map(|resource| without_slash(resource)).collect(),
+            issuers: directory.issuers.clone(),
             ..Self::default()
         };
         for (index, tenant) in directory.tenants.iter().enumerate() {
@@ -115,7 +144,7 @@ impl Known {
             let mut applications = HashMap::new();
             for (index, application) in tenant.applications.iter().enumerate() {
                 let field = format!("{field}.applications[{index}]");
-                let parsed = parse(application, &id, &field)?;
+                let parsed = parse(application, &id, directory, &field)?;
                 if applications.insert(application.client_id.to_ascii_lowercase(), parsed).is_some() {
                     let message = format!("`{}` is an application of this tenant already", application.client_id);
                     return Err(Error { field: format!("{field}.clientId"), message });
@@ -130,20 +159,32 @@ impl Known {
                 let message = format!("`{resource_id}` is on the VM already");
                 return Err(Error { field: format!("{field}.resourceId"), message });
             }
-            known.managed.push(Principal {
+            let principal = Principal {
                 tenant: given(&format!("{field}.tenantId"), &identity.tenant_id)?,
                 client_id: given(&format!("{field}.clientId"), &identity.client_id)?,
                 object_id: object_id(identity.object_id.as_deref(), &identity.client_id),
                 resource_id: Some(resource_id),
-            });
+                groups: Vec::new(),
+            };
+            known.managed.push(principal.joined(directory));
         }
         if let Some(identity) = &directory.system_assigned {
-            known.system = Some(Principal {
+            let principal = Principal {
                 tenant: given("directory.systemAssigned.tenantId", &identity.tenant_id)?,
                 client_id: given("directory.systemAssigned.clientId", &identity.client_id)?,
                 object_id: object_id(identity.object_id.as_deref(), &identity.client_id),
                 resource_id: Some(vm.to_owned()),
-            });
+                groups: Vec::new(),
+            };
+            known.system = Some(principal.joined(directory));
+        }
+        for (index, vault) in directory.vaults.iter().enumerate() {
+            let field = format!("directory.vaults[{index}]");
+            let parsed = KnownVault::new(vault, &field)?;
+            if known.vaults.insert(vault.host.to_ascii_lowercase(), parsed).is_some() {
+                let message = format!("there is a vault `{}` already", vault.host);
+                return Err(Error { field: format!("{field}.host"), message });
+            }
         }
         Ok(known)
     }
@@ -173,7 +214,7 @@ fn without_slash(resource: &str) -> String {
     resource.trim_end_matches('/').to_ascii_lowercase()
 }
 
-fn given(field: &str, value: &str) -> Result<String, Error> {
+pub(super) fn given(field: &str, value: &str) -> Result<String, Error> {
     if value.trim().is_empty() {
         return Err(Error { field: field.to_owned(), message: "must not be empty".to_owned() });
     }
@@ -193,34 +234,60 @@ fn object_id(given: Option<&str>, client_id: &str) -> String {
     )
 }
 
-fn parse(application: &Application, tenant: &str, field: &str) -> Result<KnownApplication, Error> {
+fn parse(
+    application: &Application,
+    tenant: &str,
+    directory: &Directory,
+    field: &str,
+) -> Result<KnownApplication, Error> {
     let certificates = application
         .certificates
         .iter()
         .enumerate()
-        .map(|(index, pem)| {
+        .map(|(index, registered)| {
             let failed = |message: String| Error { field: format!("{field}.certificates[{index}]"), message };
-            let text = pem.load().map_err(|error| failed(error.to_string()))?;
-            certificate(text.as_bytes()).map_err(failed)
+            let text = registered.pem.load().map_err(|error| failed(error.to_string()))?;
+            let parsed = certificate(text.as_bytes()).map_err(failed)?;
+            Ok(KnownCertificate { since: registered.since.map(Timestamp::as_second), ..parsed })
         })
         .collect::<Result<_, _>>()?;
     let client_id = given(&format!("{field}.clientId"), &application.client_id)?;
     for (index, secret) in application.secrets.iter().enumerate() {
         given(&format!("{field}.secrets[{index}].value"), secret.value.expose())?;
     }
+    if application.federated_credentials.len() > MOST_FEDERATED {
+        let message = format!("an application has at most {MOST_FEDERATED} federated credentials");
+        return Err(Error { field: format!("{field}.federatedCredentials"), message });
+    }
+    for (index, federated) in application.federated_credentials.iter().enumerate() {
+        let field = format!("{field}.federatedCredentials[{index}]");
+        given(&format!("{field}.issuer"), &federated.issuer)?;
+        given(&format!("{field}.subject"), &federated.subject)?;
+        given(&format!("{field}.audience"), &federated.audience)?;
+    }
+    let principal = Principal {
+        tenant: tenant.to_owned(),
+        object_id: object_id(application.object_id.as_deref(), &client_id),
+        client_id,
+        resource_id: None,
+        groups: Vec::new(),
+    };
     Ok(KnownApplication {
-        principal: Principal {
-            tenant: tenant.to_owned(),
-            object_id: object_id(application.object_id.as_deref(), &client_id),
-            client_id,
-            resource_id: None,
-        },
+        principal: principal.joined(directory),
         certificates,
-        secrets: application.secrets.iter().map(|secret| (secret.value.clone(), secret.expires)).collect(),
+        federated: application.federated_credentials.clone(),
+        secrets: application.secrets.clone(),
     })
 }
 
-fn certificate(pem: &[u8]) -> Result<KnownCertificate, String> {
+/// What tells a certificate from others.
+pub(super) fn thumbprint(pem: &Pem) -> Result<Vec<u8>, Error> {
+    let failed = |message: String| Error { field: "certificate".to_owned(), message };
+    let text = pem.load().map_err(|error| failed(error.to_string()))?;
+    certificate(text.as_bytes()).map(|known| known.sha256).map_err(failed)
+}
+
+pub(super) fn certificate(pem: &[u8]) -> Result<KnownCertificate, String> {
     let der = CertificateDer::from_pem_slice(pem).map_err(|error| format!("not a certificate in PEM: {error}"))?;
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|error| format!("not X.509: {error}"))?;
     if !matches!(parsed.public_key().parsed(), Ok(x509_parser::public_key::PublicKey::RSA(_))) {
@@ -232,6 +299,7 @@ fn certificate(pem: &[u8]) -> Result<KnownCertificate, String> {
         public_key: parsed.public_key().subject_public_key.data.to_vec(),
         not_before: parsed.validity().not_before.timestamp(),
         not_after: parsed.validity().not_after.timestamp(),
+        since: None,
     })
 }
 

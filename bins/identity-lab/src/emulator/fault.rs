@@ -31,6 +31,8 @@ pub enum ServiceName {
     Entra,
     /// The VM's metadata service.
     Imds,
+    /// Key Vault.
+    KeyVault,
 }
 
 /// Something that goes wrong on demand. The name in JSON and on a command line is the one that [`Display`](fmt::Display) gives.
@@ -61,6 +63,16 @@ pub enum Fault {
     Imds500,
     /// IMDS is unavailable: 503.
     Imds503,
+    /// Key Vault closes connections without an answer.
+    VaultDown,
+    /// Key Vault does not answer until the fault is off.
+    VaultHang,
+    /// Key Vault refuses whoever has a token, as when the role was taken away: 403.
+    VaultForbidden,
+    /// Key Vault throttles: 429 with `Retry-After`.
+    Vault429,
+    /// Key Vault is unavailable: 503.
+    Vault503,
 }
 
 /// What a fault does to a request.
@@ -74,7 +86,7 @@ pub(super) enum Effect {
 
 impl Fault {
     /// All of them. Of several that are on for one service the first in this order acts.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::EntraDown,
         Self::EntraHang,
         Self::Entra429,
@@ -87,6 +99,11 @@ impl Fault {
         Self::Imds429Once,
         Self::Imds500,
         Self::Imds503,
+        Self::VaultDown,
+        Self::VaultHang,
+        Self::VaultForbidden,
+        Self::Vault429,
+        Self::Vault503,
     ];
 
     /// Its name.
@@ -104,6 +121,11 @@ impl Fault {
             Self::Imds429Once => "imds-429-once",
             Self::Imds500 => "imds-500",
             Self::Imds503 => "imds-503",
+            Self::VaultDown => "vault-down",
+            Self::VaultHang => "vault-hang",
+            Self::VaultForbidden => "vault-forbidden",
+            Self::Vault429 => "vault-429",
+            Self::Vault503 => "vault-503",
         }
     }
 
@@ -111,20 +133,24 @@ impl Fault {
     pub fn service(self) -> ServiceName {
         match self {
             Self::EntraDown | Self::EntraHang | Self::Entra429 | Self::Entra503 => ServiceName::Entra,
+            Self::VaultDown | Self::VaultHang | Self::VaultForbidden | Self::Vault429 | Self::Vault503 => {
+                ServiceName::KeyVault
+            }
             _ => ServiceName::Imds,
         }
     }
 
     pub(super) fn effect(self) -> Effect {
         match self {
-            Self::EntraDown | Self::ImdsDown => Effect::Down,
-            Self::EntraHang | Self::ImdsHang => Effect::Hang,
+            Self::EntraDown | Self::ImdsDown | Self::VaultDown => Effect::Down,
+            Self::EntraHang | Self::ImdsHang | Self::VaultHang => Effect::Hang,
+            Self::VaultForbidden => Effect::Status(403),
             Self::Imds404 => Effect::Status(404),
             Self::Imds410 => Effect::Status(410),
-            Self::Entra429 | Self::Imds429 => Effect::Status(429),
+            Self::Entra429 | Self::Imds429 | Self::Vault429 => Effect::Status(429),
             Self::Imds429Once => Effect::StatusOnce(429),
             Self::Imds500 => Effect::Status(500),
-            Self::Entra503 | Self::Imds503 => Effect::Status(503),
+            Self::Entra503 | Self::Imds503 | Self::Vault503 => Effect::Status(503),
         }
     }
 }
@@ -292,7 +318,11 @@ mod tests {
             assert_eq!(fault.name().parse::<Fault>().unwrap(), fault);
             let json = serde_json::to_string(&fault).unwrap();
             assert_eq!(serde_json::from_str::<Fault>(&json).unwrap(), fault);
-            let prefix = if fault.service() == ServiceName::Entra { "entra-" } else { "imds-" };
+            let prefix = match fault.service() {
+                ServiceName::Entra => "entra-",
+                ServiceName::Imds => "imds-",
+                ServiceName::KeyVault => "vault-",
+            };
             assert!(fault.name().starts_with(prefix), "{fault}");
         }
         assert_eq!(Fault::ALL.into_iter().collect::<BTreeSet<_>>().len(), Fault::ALL.len());

@@ -157,16 +157,35 @@ pub(super) struct Dropped {
 /// A service behind its faults.
 pub(super) type Stack = BoxCloneSyncService<Call, Answered, Dropped>;
 
-/// One listener with what it serves.
-pub(super) struct Front {
+/// A service of a listener: requests for the hosts that it takes are its own.
+pub(super) struct Route {
     pub(super) service: ServiceName,
-    pub(super) tls: Option<TlsAcceptor>,
+    /// Given a host without port, in lower case.
+    pub(super) takes: Box<dyn Fn(&str) -> bool + Send + Sync>,
     pub(super) stack: Stack,
+}
+
+impl Route {
+    /// A service for every host.
+    pub(super) fn all(service: ServiceName, stack: Stack) -> Self {
+        Self { service, takes: Box::new(|_| true), stack }
+    }
+}
+
+/// One listener with what it serves: the first service that takes a request's host, the last one when none does.
+pub(super) struct Front {
+    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) routes: Vec<Route>,
     pub(super) clock: Clock,
     pub(super) log: Arc<RequestLog>,
 }
 
 impl Front {
+    /// For messages: what most of it is.
+    fn name(&self) -> Option<ServiceName> {
+        self.routes.last().map(|route| route.service)
+    }
+
     /// Serves until `shutdown`.
     pub(super) async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
         let front = Arc::new(self);
@@ -193,7 +212,7 @@ impl Front {
                 }
                 Err(error) => {
                     // Out of descriptors, usually: accepting again at once would spin.
-                    tracing::warn!(service = ?front.service, %error, "cannot accept a connection");
+                    tracing::warn!(service = ?front.name(), %error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -213,8 +232,8 @@ impl Front {
             None => self.requests(stream, caller, shutdown).await,
             Some(acceptor) => match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => self.requests(stream, caller, shutdown).await,
-                Ok(Err(error)) => tracing::debug!(service = ?self.service, %caller, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(service = ?self.service, %caller, "TLS handshake took too long"),
+                Ok(Err(error)) => tracing::debug!(service = ?self.name(), %caller, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(service = ?self.name(), %caller, "TLS handshake took too long"),
             },
         }
     }
@@ -240,7 +259,7 @@ impl Front {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(service = ?self.service, %caller, %error, "connection ended");
+            tracing::debug!(service = ?self.name(), %caller, %error, "connection ended");
         }
     }
 
@@ -283,10 +302,15 @@ impl Front {
             Err(_) => Some(Reply::text(StatusCode::REQUEST_TIMEOUT, "Request body took too long")),
         };
         // Should the client leave before it is answered, the request is recorded nevertheless when this is dropped.
-        let open = Open::new(Arc::clone(&self.log), self.service, &call);
+        let host = call.host_name();
+        let taken = self.routes.iter().find(|route| (route.takes)(&host)).or(self.routes.last());
+        let Some(Route { service, stack, .. }) = taken else {
+            return Ok(respond(Reply::text(StatusCode::NOT_FOUND, "Nothing is served here")));
+        };
+        let open = Open::new(Arc::clone(&self.log), *service, &call);
         let answered = match refused {
             Some(reply) => Ok(Answered { reply, fault: None }),
-            None => self.stack.clone().oneshot(call).await,
+            None => stack.clone().oneshot(call).await,
         };
         match answered {
             Ok(Answered { reply, fault }) => {

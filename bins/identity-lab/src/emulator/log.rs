@@ -1,7 +1,7 @@
 //! The request log: what was asked of the emulators, without what must stay secret.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fs::{File, OpenOptions},
     io::{self, Write as _},
     net::SocketAddr,
@@ -21,6 +21,8 @@ use super::{
 
 /// Records kept in memory; the file, if there is one, keeps all.
 const KEPT: usize = 10_000;
+/// Things that are counted apart.
+const COUNTED: usize = 10_000;
 /// In place of a value that must stay secret.
 const REDACTED: &str = "[redacted]";
 
@@ -54,24 +56,67 @@ pub struct Record {
     pub fault: Option<Fault>,
 }
 
+/// How often one thing was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Count {
+    /// Who was asked.
+    pub service: ServiceName,
+    /// What for. A token: who wants it and for which resource, as in `CLIENT_ID https://vault.azure.net` (IMDS: what selects
+    /// the identity, `-` when nothing does). In a vault: host and path. Anything else: the path.
+    pub key: String,
+    /// Requests in all.
+    pub requests: u64,
+    /// Those that were answered with what was asked for (2xx).
+    pub granted: u64,
+}
+
 /// Where records go.
 #[derive(Debug)]
 pub(super) struct RequestLog {
     kept: Mutex<VecDeque<Record>>,
+    counts: Mutex<BTreeMap<(ServiceName, String), (u64, u64)>>,
     file: Option<Mutex<File>>,
 }
 
 impl RequestLog {
     pub(super) fn open(path: Option<&Path>) -> io::Result<Self> {
         let file = path.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
-        Ok(Self { kept: Mutex::default(), file: file.map(Mutex::new) })
+        Ok(Self { kept: Mutex::default(), counts: Mutex::default(), file: file.map(Mutex::new) })
     }
 
     pub(super) fn records(&self) -> Vec<Record> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
+    pub(super) fn counts(&self) -> Vec<Count> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |((service, key), &(requests, granted)): (&(ServiceName, String), &(u64, u64))| Count {
+            service: *service,
+            key: key.clone(),
+            requests,
+            granted,
+        };
+        counts.iter().map(count).collect()
+    }
+
+    pub(super) fn reset_counts(&self) {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn count(&self, record: &Record) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (record.service, key(record));
+        if counts.len() >= COUNTED && !counts.contains_key(&key) {
+            return;
+        }
+        let (requests, granted) = counts.entry(key).or_default();
+        *requests += 1;
+        *granted += u64::from((200..300).contains(&record.status));
+    }
+
     fn write(&self, record: Record) {
+        self.count(&record);
         if let Some(file) = &self.file {
             let written = serde_json::to_vec(&record).map_err(io::Error::other).and_then(|mut line| {
                 line.push(b'\n');
@@ -128,6 +173,27 @@ impl Drop for Open {
             record.elapsed_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.log.write(record);
         }
+    }
+}
+
+/// What a request is counted as.
+fn key(record: &Record) -> String {
+    let field = |map: &Map<String, Value>, name: &str| map.get(name).and_then(Value::as_str).map(str::to_owned);
+    let token = record.path.ends_with("/token");
+    match record.service {
+        ServiceName::Entra if token => {
+            let scope = field(&record.form, "scope").map(|scope| scope.trim_end_matches("/.default").to_owned());
+            let resource = scope.or_else(|| field(&record.form, "resource")).unwrap_or_default();
+            format!("{} {resource}", field(&record.form, "client_id").as_deref().unwrap_or("-"))
+        }
+        ServiceName::Imds if token => {
+            let names = ["client_id", "object_id", "msi_res_id", "mi_res_id"];
+            let identity = names.into_iter().find_map(|name| field(&record.query, name));
+            let resource = field(&record.query, "resource").unwrap_or_default();
+            format!("{} {resource}", identity.as_deref().unwrap_or("-"))
+        }
+        ServiceName::KeyVault => format!("{}{}", record.host, record.path.trim_end_matches('/')),
+        ServiceName::Entra | ServiceName::Imds => record.path.clone(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Emulators of what lives in Azure: Entra's token service (TLS) and a VM's instance metadata service.
+//! Emulators of what lives in Azure: Entra's token service and Key Vault (TLS), and a VM's instance metadata service.
 //!
 //! They are strict: what the real service refuses is refused with the same words, as far as these are public, and an operation
 //! that the real service offers and the emulator does not is answered `501` with its name, and logged as an error. They share no
@@ -20,6 +20,7 @@
 //! ```
 
 pub mod ca;
+mod change;
 mod clock;
 mod config;
 pub mod control;
@@ -29,10 +30,12 @@ mod entra;
 mod fault;
 mod http;
 mod imds;
+mod keyvault;
 mod log;
 mod signer;
 #[cfg(test)]
 mod tests;
+pub mod vaults;
 
 use std::{
     io,
@@ -47,19 +50,22 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::{Layer as _, util::BoxCloneSyncService};
 
 pub use self::{
+    change::Change,
     clock::{Clock, ManualClock},
     config::{
-        Application, ClientSecret, Config, Directory, EntraConfig, ImdsConfig, Limits, ManagedIdentity, Pem, Secret,
-        SystemAssigned, Tenant, VirtualMachine,
+        Application, ClientCertificate, ClientSecret, Config, Directory, EntraConfig, FederatedCredential, Group,
+        ImdsConfig, Issuer, IssuerServer, KeyVaultConfig, Limits, ManagedIdentity, Pem, Secret, SystemAssigned,
+        TOKEN_EXCHANGE, Tenant, VirtualMachine,
     },
     directory::Error as DirectoryError,
     fault::{Fault, ServiceName, UnknownFault},
-    log::Record,
+    log::{Count, Record},
 };
 use self::{
+    change::Taken,
     directory::Known,
     fault::{FaultLayer, Struck, Switchboard},
-    http::Front,
+    http::{Front, Route},
     log::RequestLog,
     signer::Signer,
 };
@@ -110,20 +116,45 @@ struct Shared {
     faults: Switchboard,
     signer: Signer,
     log: Arc<RequestLog>,
+    clock: Clock,
     /// Resource id of the VM.
     vm: String,
-    known: RwLock<Arc<Known>>,
+    state: RwLock<State>,
+}
+
+/// The directory as given, what was changed since, and what comes of both.
+#[derive(Debug)]
+struct State {
+    given: Directory,
+    taken: Taken,
+    known: Arc<Known>,
 }
 
 impl Shared {
     fn known(&self) -> Arc<Known> {
-        Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner).known)
+    }
+
+    /// What is in force: the directory with all changes.
+    fn directory(&self) -> Directory {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.taken.over(&state.given)
     }
 
     fn set_directory(&self, directory: &Directory) -> Result<(), DirectoryError> {
-        let known = Arc::new(Known::new(directory, &self.vm)?);
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.known = Arc::new(Known::new(&state.taken.over(directory), &self.vm)?);
+        state.given = directory.clone();
         Ok(())
+    }
+
+    fn change(&self, change: &Change) -> Result<Option<String>, DirectoryError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = state.taken.clone();
+        let made = taken.change(&taken.over(&state.given), change, self.clock.now())?;
+        state.known = Arc::new(Known::new(&taken.over(&state.given), &self.vm)?);
+        state.taken = taken;
+        Ok(made)
     }
 }
 
@@ -171,6 +202,30 @@ impl Handle {
         self.shared.set_directory(directory)
     }
 
+    /// Makes one change to what was given, and keeps it when another directory is given later; returns the version of a secret
+    /// or certificate that it made.
+    ///
+    /// # Errors
+    /// What is to be changed does not exist, or would be wrong afterwards (and all stays as it was).
+    pub fn change(&self, change: &Change) -> Result<Option<String>, DirectoryError> {
+        self.shared.change(change)
+    }
+
+    /// What is in force: the directory with all changes. It has secrets in it.
+    pub fn directory(&self) -> Directory {
+        self.shared.directory()
+    }
+
+    /// How often each thing was asked for, since the start or [`reset_counts`](Self::reset_counts).
+    pub fn counts(&self) -> Vec<Count> {
+        self.shared.log.counts()
+    }
+
+    /// Begins to count anew.
+    pub fn reset_counts(&self) {
+        self.shared.log.reset_counts();
+    }
+
     /// The last 10,000 requests. A request is recorded before its answer leaves.
     pub fn requests(&self) -> Vec<Record> {
         self.shared.log.records()
@@ -184,12 +239,13 @@ impl Handle {
 
 /// Starts what `config` names. Listeners are bound when it returns; `shutdown` stops everything.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<Handle, Error> {
-    run_with_clock(config, Clock::system(), shutdown).await
+    let clock = config.clock.as_deref().map_or_else(Clock::system, Clock::following);
+    run_with_clock(config, clock, shutdown).await
 }
 
 /// [`run`] with a clock of one's own. It rules token times, limits and the request log; latency and timeouts are real.
 pub async fn run_with_clock(config: Config, clock: Clock, shutdown: CancellationToken) -> Result<Handle, Error> {
-    let Config { entra, imds, directory, faults, control, request_log } = config;
+    let Config { entra, imds, key_vault, directory, faults, control, request_log, clock: _ } = config;
     let log = RequestLog::open(request_log.as_deref())
         .map_err(|source| Error::Log { path: request_log.unwrap_or_default(), source })?;
     let vm = imds.as_ref().map(|imds| imds.virtual_machine.resource_id()).unwrap_or_default();
@@ -202,8 +258,9 @@ pub async fn run_with_clock(config: Config, clock: Clock, shutdown: Cancellation
         faults: Switchboard::new(faults),
         signer,
         log: Arc::new(log),
+        clock: clock.clone(),
         vm,
-        known: RwLock::new(Arc::new(known)),
+        state: RwLock::new(State { given: directory, taken: Taken::default(), known: Arc::new(known) }),
     });
 
     let stop = shutdown.child_token();
@@ -226,10 +283,17 @@ pub async fn run_with_clock(config: Config, clock: Clock, shutdown: Cancellation
             source,
         })?;
         handle.entra = Some(address);
+        let vaults = Arc::clone(&shared);
         let front = Front {
-            service: ServiceName::Entra,
             tls: Some(TlsAcceptor::from(Arc::new(tls))),
-            stack: entra::stack(config, &shared),
+            routes: vec![
+                Route {
+                    service: ServiceName::KeyVault,
+                    takes: Box::new(move |host| keyvault::is_vault(&vaults.known(), host)),
+                    stack: keyvault::stack(key_vault, &shared),
+                },
+                Route::all(ServiceName::Entra, entra::stack(config, &shared)),
+            ],
             clock: clock.clone(),
             log: Arc::clone(&shared.log),
         };
@@ -243,9 +307,8 @@ pub async fn run_with_clock(config: Config, clock: Clock, shutdown: Cancellation
         })?;
         handle.imds = Some(address);
         let front = Front {
-            service: ServiceName::Imds,
             tls: None,
-            stack: imds::stack(config, &shared),
+            routes: vec![Route::all(ServiceName::Imds, imds::stack(config, &shared))],
             clock,
             log: Arc::clone(&shared.log),
         };

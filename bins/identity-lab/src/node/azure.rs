@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use super::{
     Error,
     network::{AZURE_ADDRESS, METADATA_ADDRESS},
-    place::Place,
+    place::{CLOCK, Place},
 };
 use crate::{
     emulator::{
@@ -58,6 +58,7 @@ pub(super) fn configure(place: &Place, overrides: &Overrides) -> Result<(), Erro
             certificate: path("azure.crt"),
             key: path("azure.key"),
             token_lifetime_seconds: tokens.token_lifetime_seconds.unwrap_or(3599),
+            refresh_in_seconds: tokens.refresh_in_seconds,
             latency_ms: tokens.latency_ms,
             retry_after_seconds: tokens.retry_after_seconds.unwrap_or(60),
             accept_replayed_assertions: tokens.accept_replayed_assertions,
@@ -65,11 +66,14 @@ pub(super) fn configure(place: &Place, overrides: &Overrides) -> Result<(), Erro
         imds: Some(ImdsConfig {
             listen: SocketAddr::from((METADATA_ADDRESS, 80)),
             token_lifetime_seconds: metadata.token_lifetime_seconds.unwrap_or(86399),
+            refresh_in_seconds: metadata.refresh_in_seconds,
             latency_ms: metadata.latency_ms,
             limits: metadata.limits.unwrap_or_default(),
             virtual_machine: metadata.virtual_machine.clone().unwrap_or_default(),
         }),
+        key_vault: overrides.key_vault.clone(),
         directory: Directory::default(),
+        clock: Some(place.file(CLOCK)),
         faults: overrides.faults.clone(),
         control: Some(place.file("emulator.sock")),
         request_log: Some(place.file("requests.jsonl")),

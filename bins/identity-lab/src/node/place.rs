@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+/// In a lab's directory: the distance of the lab's clock from the machine's, in seconds after a sign.
+pub const CLOCK: &str = "clock";
+
 /// The directory of one lab and the names inside it.
 #[derive(Clone, Debug)]
 pub struct Place {

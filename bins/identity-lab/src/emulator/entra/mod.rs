@@ -60,7 +60,7 @@ pub(super) fn unknown_resource(resource: &str, tenant: &str) -> String {
 impl Entra {
     fn answer(&self, call: &Call) -> Result<Reply, Refusal> {
         let host = call.host_name();
-        if host == "management.azure.com" || host.ends_with(".vault.azure.net") {
+        if host == "management.azure.com" {
             return Err(Refusal::NotEmulated(format!("{} https://{host}{}", call.method, call.path)));
         }
         let segments: Vec<&str> = call.path.split('/').skip(1).collect();

@@ -82,7 +82,7 @@ impl Entra {
             .signer
             .issue(&application.principal, audience, proof, lifetime, call.received)
             .map_err(|error| Refusal::server(&format!("cannot sign: {error}")))?;
-        let body = match endpoint {
+        let mut body = match endpoint {
             Endpoint::V2 => json!({
                 "token_type": "Bearer",
                 "expires_in": lifetime,
@@ -100,6 +100,12 @@ impl Entra {
                 "access_token": issued.token,
             }),
         };
+        if let Some(refresh_in) = self.config.refresh_in_seconds {
+            body["refresh_in"] = match endpoint {
+                Endpoint::V2 => refresh_in.into(),
+                Endpoint::V1 => refresh_in.to_string().into(),
+            };
+        }
         Ok(dressed(Reply::json(StatusCode::OK, &body), Uuid::new_v4()))
     }
 

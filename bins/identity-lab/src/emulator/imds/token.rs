@@ -52,19 +52,20 @@ impl Imds {
         }
         let issued = self.issue(principal, resource, fresh, call)?;
         let remaining = (issued.expires_on - call.received.as_second()).to_string();
-        Ok(Reply::json(
-            StatusCode::OK,
-            &json!({
-                "access_token": issued.token,
-                "client_id": principal.client_id,
-                "expires_in": remaining,
-                "expires_on": issued.expires_on.to_string(),
-                "ext_expires_in": remaining,
-                "not_before": issued.not_before.to_string(),
-                "resource": resource,
-                "token_type": "Bearer",
-            }),
-        ))
+        let mut body = json!({
+            "access_token": issued.token,
+            "client_id": principal.client_id,
+            "expires_in": remaining,
+            "expires_on": issued.expires_on.to_string(),
+            "ext_expires_in": remaining,
+            "not_before": issued.not_before.to_string(),
+            "resource": resource,
+            "token_type": "Bearer",
+        });
+        if let Some(refresh_in) = self.config.refresh_in_seconds {
+            body["refresh_in"] = refresh_in.to_string().into();
+        }
+        Ok(Reply::json(StatusCode::OK, &body))
     }
 
     /// A token from the platform's cache while half of its lifetime is left, else a new one.
@@ -75,7 +76,8 @@ impl Imds {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((owner, kept)) = tokens.get(&key)
             && !fresh
-            && owner == principal
+            // A change of its groups does not make the platform forget a token: it is seen when the token is due.
+            && (Principal { groups: principal.groups.clone(), ..owner.clone() }) == *principal
             && kept.expires_on - now > i64::from(lifetime / 2)
         {
             return Ok(kept.clone());
