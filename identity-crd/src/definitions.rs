@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, ValidationRule,
 };
 use kube::CustomResourceExt;
 
 use crate::{
-    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, AzurePodIdentityException,
+    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, AzurePodIdentityException, rules,
 };
 
 /// The CRDs, in the order in which they are best installed.
@@ -26,16 +26,27 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     for version in &mut assigned.spec.versions {
         version.subresources = None;
     }
-    [
-        AzureIdentity::crd(),
-        AzureIdentityBinding::crd(),
-        assigned,
-        AzurePodIdentityException::crd(),
-        AzureIdentityGrant::crd(),
-    ]
-    .into_iter()
-    .map(finish)
-    .collect()
+    [identity(), AzureIdentityBinding::crd(), assigned, AzurePodIdentityException::crd(), AzureIdentityGrant::crd()]
+        .into_iter()
+        .map(finish)
+        .collect()
+}
+
+/// [`rules::VAULT_ITSELF`] is the one rule that needs an object's name.
+fn identity() -> CustomResourceDefinition {
+    let mut crd = AzureIdentity::crd();
+    for version in &mut crd.spec.versions {
+        if let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
+            root.x_kubernetes_validations = Some(vec![ValidationRule {
+                rule: rules::VAULT_ITSELF.expression(),
+                message: Some(rules::VAULT_ITSELF.message.into()),
+                field_path: Some(format!(".{}", rules::VAULT_ITSELF.field)),
+                reason: Some("FieldValueInvalid".into()),
+                ..ValidationRule::default()
+            }]);
+        }
+    }
+    crd
 }
 
 fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
@@ -48,8 +59,10 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
         let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else { continue };
         tidy(root);
         root.description = root.properties.as_ref().and_then(|p| p.get("spec")?.description.clone());
-        for part in ["spec", "status"] {
-            let Some(part) = root.properties.as_mut().and_then(|p| p.get_mut(part)) else { continue };
+        // The predecessor never had grants.
+        let dead: &[&str] = if crd.spec.names.kind == "AzureIdentityGrant" { &[] } else { &["spec", "status"] };
+        for part in dead {
+            let Some(part) = root.properties.as_mut().and_then(|p| p.get_mut(*part)) else { continue };
             part.properties.get_or_insert_default().insert(
                 "metadata".into(),
                 JSONSchemaProps {

@@ -3,7 +3,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::Condition;
+use crate::{Condition, rules};
 
 /// Asks that an `AzureIdentityBinding` of this namespace with a `timeBox.grant` be opened for a while.
 ///
@@ -29,6 +29,16 @@ use crate::Condition;
     printcolumn = r#"{"name":"Pod","type":"string","jsonPath":".spec.podName","priority":1}"#,
     printcolumn = r#"{"name":"Duration","type":"string","jsonPath":".spec.duration","priority":1}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".spec.reason","priority":1}"#
+)]
+#[x_kube(
+    validation = rules::BINDING_NAME.rule(),
+    validation = rules::POD_NAME.rule(),
+    validation = rules::REASON.rule(),
+    validation = rules::GRANT_DURATION.rule(),
+    validation = rules::REQUESTED_BY.rule(),
+    validation = rules::APPROVED_BY.rule(),
+    validation = rules::DENIED_BY.rule(),
+    validation = rules::REVOKED_BY.rule()
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AzureIdentityGrantSpec {

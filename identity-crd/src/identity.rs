@@ -87,7 +87,18 @@ impl fmt::Display for IdentityType {
     validation = rules::PASSWORD_NAMESPACE_FORM.rule(),
     validation = rules::PASSWORD_KEY_FORM.rule(),
     validation = rules::AD_ENDPOINT.rule(),
-    validation = rules::AUDIENCES.rule()
+    validation = rules::ONE_CREDENTIAL.rule(),
+    validation = rules::VAULT_URL.rule(),
+    validation = rules::VAULT_SECRET.rule(),
+    validation = rules::VAULT_CERTIFICATE.rule(),
+    validation = rules::VAULT_VERSION.rule(),
+    validation = rules::VAULT_IDENTITY.rule(),
+    validation = rules::NO_PASSWORD.rule(),
+    validation = rules::KEY_VAULT.rule(),
+    validation = rules::FEDERATED.rule(),
+    validation = rules::FEDERATED_AUDIENCE.rule(),
+    validation = rules::AUDIENCES.rule(),
+    validation = rules::NO_GRANT.rule()
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AzureIdentitySpec {

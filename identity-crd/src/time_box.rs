@@ -5,12 +5,18 @@ use std::time::Duration;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::form;
+use crate::{form, rules};
 
 /// Static bounds, recurring windows, and grants for the time in between.
 ///
 /// The bounds always hold. Open while any window is open; without windows, always.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[x_kube(
+    validation = rules::NOT_BEFORE.rule(),
+    validation = rules::NOT_AFTER.rule(),
+    validation = rules::BOUNDS.rule(),
+    validation = rules::CLOSED_SOMETIMES.rule()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct TimeBox {
     /// The first instant of the box, RFC 3339 with an offset, such as `2026-12-01T00:00:00Z`.
@@ -32,6 +38,12 @@ pub struct TimeBox {
 
 /// A recurring window of time.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[x_kube(
+    validation = rules::SCHEDULE.rule(),
+    validation = rules::DURATION.rule(),
+    validation = rules::TIME_ZONE.rule(),
+    validation = rules::EXCLUDE_DATES.rule()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Window {
     /// The instants at which it opens, as cron: minute, hour, day of month, month, day of week (seconds may come
@@ -55,6 +67,11 @@ pub struct Window {
 
 /// Whether and how a binding is opened by `AzureIdentityGrant`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[x_kube(
+    validation = rules::MAX_DURATION.rule(),
+    validation = rules::MIN_APPROVALS.rule(),
+    validation = rules::ENOUGH_APPROVERS.rule()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct GrantPolicy {
     /// `true`: open only with an active grant, and within a window if any are given. Otherwise: within a window or
@@ -75,6 +92,10 @@ pub struct GrantPolicy {
 
 /// Who may approve grants of a binding.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[x_kube(
+    validation = rules::APPROVING_USERS.rule(),
+    validation = rules::APPROVING_GROUPS.rule()
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Approvers {
     /// User names, as the API server knows them (`kubectl auth whoami`).

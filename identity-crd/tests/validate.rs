@@ -4,7 +4,8 @@ mod common;
 
 use common::{Case, Expect, cases};
 use identity_crd::{
-    AzureAssignedIdentitySpec, AzureIdentityBindingSpec, AzureIdentitySpec, AzurePodIdentityExceptionSpec, Violation,
+    AzureAssignedIdentitySpec, AzureIdentity, AzureIdentityBindingSpec, AzureIdentityGrantSpec,
+    AzurePodIdentityExceptionSpec, Violation,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -12,7 +13,8 @@ use serde_json::{Value, json};
 fn validate(kind: &str, spec: Value) -> Vec<Violation> {
     let wrong = "the case is of the spec's types";
     match kind {
-        "AzureIdentity" => serde_json::from_value::<AzureIdentitySpec>(spec).expect(wrong).validate(),
+        "AzureIdentity" => AzureIdentity::new("case", serde_json::from_value(spec).expect(wrong)).validate(),
+        "AzureIdentityGrant" => serde_json::from_value::<AzureIdentityGrantSpec>(spec).expect(wrong).validate(),
         "AzureIdentityBinding" => serde_json::from_value::<AzureIdentityBindingSpec>(spec).expect(wrong).validate(),
         "AzurePodIdentityException" => {
             serde_json::from_value::<AzurePodIdentityExceptionSpec>(spec).expect(wrong).validate()

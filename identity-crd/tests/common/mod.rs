@@ -25,6 +25,9 @@ pub(crate) struct Case {
     pub(crate) expect: Expect,
 }
 
+mod boxes;
+mod credentials;
+
 const ID: &str = "/subscriptions/1/resourcegroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/n";
 
 #[expect(clippy::needless_pass_by_value, reason = "reads better in the table")]
@@ -60,6 +63,11 @@ fn many(n: usize) -> Vec<String> {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
+    let newer = credentials::cases().into_iter().chain(boxes::cases());
+    predecessors().into_iter().chain(newer).collect()
+}
+
+fn predecessors() -> Vec<Case> {
     use Expect::{Accepted, Meaning, Refused, TooMuch};
     let identity = |name, spec, expect| Case { name, kind: "AzureIdentity", spec, expect };
     let of_binding = |name, spec, expect| Case { name, kind: "AzureIdentityBinding", spec, expect };
@@ -142,7 +150,7 @@ pub(crate) fn cases() -> Vec<Case> {
             Accepted,
         ),
         // Wrong shapes
-        identity("unknown type", managed(json!({"type": 3})), Refused(&["spec.type"])),
+        identity("unknown type", managed(json!({"type": 4})), Refused(&["spec.type"])),
         identity("negative type", managed(json!({"type": -1})), Refused(&["spec.type"])),
         identity("empty spec", json!({}), Refused(&["spec.resourceID"])),
         identity(

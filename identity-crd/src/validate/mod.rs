@@ -6,9 +6,12 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use crate::{
-    AzureAssignedIdentitySpec, AzureIdentityBindingSpec, AzureIdentitySpec, AzurePodIdentityExceptionSpec,
-    IdentityType, Violation, form, rules,
+    AzureAssignedIdentitySpec, AzureIdentity, AzureIdentityBindingSpec, AzureIdentitySpec,
+    AzurePodIdentityExceptionSpec, IdentityType, KeyVaultReference, Violation, form, rules,
 };
+
+mod grant;
+mod time_box;
 
 /// The value when it is there and not empty.
 fn given(value: Option<&String>) -> Option<&str> {
@@ -43,6 +46,18 @@ fn audiences(audiences: Option<&Vec<String>>, out: &mut Vec<Violation>) {
     rules::AUDIENCES.unless(audiences.iter().all(|a| form::is_audience(a)), out);
 }
 
+impl AzureIdentity {
+    /// What its spec's `validate` says, and what only the whole object shows.
+    pub fn validate(&self) -> Vec<Violation> {
+        let mut out = self.spec.validate();
+        let reader = self.spec.key_vault.as_ref().and_then(|vault| vault.identity_ref.as_deref());
+        if reader.is_some() && reader == self.metadata.name.as_deref() {
+            out.push(Violation::new(rules::VAULT_ITSELF.field, rules::VAULT_ITSELF.message));
+        }
+        out
+    }
+}
+
 impl AzureIdentitySpec {
     /// Everything that keeps this identity from working as written. References (is the Secret there?) are for whoever
     /// can look them up.
@@ -63,6 +78,20 @@ impl AzureIdentitySpec {
             at_most_characters("clientPassword.namespace", password.namespace.as_ref(), rules::MAX_LABEL, &mut out);
             at_most_characters("clientPassword.key", password.key.as_ref(), rules::MAX_OBJECT_NAME, &mut out);
         }
+        if let Some(vault) = &self.key_vault {
+            at_most_characters("keyVault.vaultURL", vault.vault_url.as_ref(), rules::MAX_VAULT_URL, &mut out);
+            at_most_characters("keyVault.secretName", vault.secret_name.as_ref(), rules::MAX_VAULT_NAME, &mut out);
+            at_most_characters(
+                "keyVault.certificateName",
+                vault.certificate_name.as_ref(),
+                rules::MAX_VAULT_NAME,
+                &mut out,
+            );
+            at_most_characters("keyVault.version", vault.version.as_ref(), rules::MAX_VAULT_VERSION, &mut out);
+            at_most_characters("keyVault.identityRef", vault.identity_ref.as_ref(), rules::MAX_OBJECT_NAME, &mut out);
+        }
+        let audience = self.federated.as_ref().and_then(|federated| federated.audience.as_ref());
+        at_most_characters("federated.audience", audience, rules::MAX_AUDIENCE, &mut out);
         let tenants = self.auxiliary_tenant_ids.as_deref().unwrap_or_default();
         at_most_items("auxiliaryTenantIDs", tenants.len(), rules::MAX_TENANTS, &mut out);
         for (i, tenant) in tenants.iter().enumerate() {
@@ -77,9 +106,17 @@ impl AzureIdentitySpec {
         );
         rules::CLIENT_ID_FORM.unless(fits(given(self.client_id.as_ref()), form::is_one_word), &mut out);
         rules::OBJECT_ID_FORM.unless(fits(given(self.object_id.as_ref()), form::is_guid), &mut out);
-        if service_principal {
-            self.validate_service_principal(&mut out);
+        let federated = kind == Some(IdentityType::WorkloadIdentityFederation);
+        if service_principal || federated {
+            self.validate_application(&mut out);
         }
+        if service_principal {
+            self.validate_service_principal(kind, &mut out);
+        }
+        rules::NO_PASSWORD.unless(!federated || !self.has_password(), &mut out);
+        rules::KEY_VAULT.unless(service_principal || self.key_vault.is_none(), &mut out);
+        rules::FEDERATED.unless(federated || self.federated.is_none(), &mut out);
+        rules::FEDERATED_AUDIENCE.unless(audience.is_none_or(|a| form::is_one_word(a)), &mut out);
         if kind == Some(IdentityType::ServicePrincipal) {
             rules::AUXILIARY_TENANTS.unless(
                 tenants.len() <= rules::MAX_AUXILIARY_TENANTS && tenants.iter().all(|t| form::is_tenant(t)),
@@ -87,23 +124,49 @@ impl AzureIdentitySpec {
             );
         }
         audiences(self.audiences.as_ref(), &mut out);
+        if let Some(time_box) = &self.time_box {
+            rules::NO_GRANT.unless(time_box.grant.is_none(), &mut out);
+            time_box::validate(time_box, &mut out);
+        }
         out
     }
 
-    fn validate_service_principal(&self, out: &mut Vec<Violation>) {
+    fn has_password(&self) -> bool {
+        self.client_password.as_ref().is_some_and(|password| given(password.name.as_ref()).is_some())
+    }
+
+    fn validate_application(&self, out: &mut Vec<Violation>) {
         let tenant = given(self.tenant_id.as_ref());
         rules::CLIENT_ID.unless(given(self.client_id.as_ref()).is_some(), out);
         rules::TENANT_ID.unless(tenant.is_some(), out);
         rules::TENANT_ID_FORM.unless(fits(tenant, form::is_tenant), out);
         rules::AD_ENDPOINT.unless(fits(given(self.ad_endpoint.as_ref()), form::is_https_endpoint), out);
+    }
 
+    fn validate_service_principal(&self, kind: Option<IdentityType>, out: &mut Vec<Violation>) {
         let password = self.client_password.clone().unwrap_or_default();
         let (name, namespace) = (given(password.name.as_ref()), given(password.namespace.as_ref()));
-        rules::PASSWORD.unless(name.is_some(), out);
+        rules::PASSWORD.unless(name.is_some() || self.key_vault.is_some(), out);
         rules::PASSWORD_NAME_FORM.unless(fits(name, form::is_object_name), out);
         rules::PASSWORD_NAMESPACE_FORM.unless(fits(namespace, form::is_object_name), out);
         rules::PASSWORD_KEY_FORM.unless(fits(given(password.key.as_ref()), form::is_secret_key), out);
+        if let Some(vault) = &self.key_vault {
+            rules::ONE_CREDENTIAL.unless(name.is_none(), out);
+            validate_vault(vault, kind == Some(IdentityType::ServicePrincipalCertificate), out);
+        }
     }
+}
+
+fn validate_vault(vault: &KeyVaultReference, certificate: bool, out: &mut Vec<Violation>) {
+    let [url, secret, cert, version, reader] =
+        [&vault.vault_url, &vault.secret_name, &vault.certificate_name, &vault.version, &vault.identity_ref]
+            .map(|value| given(value.as_ref()));
+    let only = |this: Option<&str>, other: Option<&str>| this.is_some_and(form::is_vault_name) && other.is_none();
+    rules::VAULT_URL.unless(url.is_some_and(form::is_vault_url), out);
+    rules::VAULT_SECRET.unless(certificate || only(secret, cert), out);
+    rules::VAULT_CERTIFICATE.unless(!certificate || only(cert, secret), out);
+    rules::VAULT_VERSION.unless(fits(version, form::is_vault_version), out);
+    rules::VAULT_IDENTITY.unless(reader.is_some_and(form::is_object_name), out);
 }
 
 impl AzureIdentityBindingSpec {
@@ -129,6 +192,9 @@ impl AzureIdentityBindingSpec {
         }
         rules::SERVICE_ACCOUNTS.unless(accounts.iter().all(|s| form::is_object_name(s)), &mut out);
         audiences(self.audiences.as_ref(), &mut out);
+        if let Some(time_box) = &self.time_box {
+            time_box::validate(time_box, &mut out);
+        }
 
         // Valid in the predecessor, where it selected nothing, so the API server accepts it.
         if given(self.selector.as_ref()).is_none() && self.pod_selector.is_none() && accounts.is_empty() {
