@@ -1,12 +1,12 @@
-//! API types of the group `aadpodidentity.k8s.io`: which identity (`AzureIdentity`), who may use it
-//! (`AzureIdentityBinding`), the result (`AzureAssignedIdentity`), and who is let through to the node's own
-//! identities (`AzurePodIdentityException`).
+//! API types of the group `aadpodidentity.k8s.io`: which identity (`AzureIdentity`), who may use it and when
+//! (`AzureIdentityBinding`), just-in-time access (`AzureIdentityGrant`), the result (`AzureAssignedIdentity`), and who is
+//! let through to the node's own identities (`AzurePodIdentityException`).
 //!
 //! Group, plurals, JSON keys, the pod label and the annotation are those of the archived aad-pod-identity project,
 //! so that existing manifests apply unchanged. A leaf crate: no client, no runtime.
 //!
 //! [`crds`] are the definitions to install; each spec's `validate` says what the API server says about its shape, and
-//! more; [`unknown_fields`] is for manifests that come from files.
+//! more; [`unknown_fields`] is for manifests that come from files; [`policies`] are what RBAC cannot say.
 //!
 //! ```
 //! use identity_crd::{AzureIdentity, AzureIdentitySpec};
@@ -31,6 +31,7 @@ mod exception;
 mod form;
 mod grant;
 mod identity;
+pub mod policies;
 mod resource_id;
 mod rules;
 mod time_box;
