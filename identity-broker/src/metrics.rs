@@ -67,6 +67,8 @@ reasons! {
     MultipleIdentities => "multiple_identities",
     /// The audience is not allowed.
     Audience => "audience",
+    /// The time box is closed, or the grant is missing.
+    Closed => "closed",
     /// No pod has the address yet.
     UnknownAddress => "unknown_address",
     /// Several pods have the address.

@@ -77,6 +77,7 @@ fn kind(decision: &Decision) -> &'static str {
         Decision::Deny(Deny::IdentityNotFound(_)) => "not found",
         Decision::Deny(Deny::MultipleIdentities(_)) => "multiple",
         Decision::Deny(Deny::Audience(..)) => "audience",
+        Decision::Deny(Deny::Closed { .. }) => "closed",
     }
 }
 

@@ -74,6 +74,10 @@ fn describe(decision: &Decision) -> String {
         Decision::Deny(Deny::IdentityNotFound(pod)) => format!("deny: not an identity of {}", pod.uid),
         Decision::Deny(Deny::MultipleIdentities(pod)) => format!("deny: several identities of {}", pod.uid),
         Decision::Deny(Deny::Audience(_, through)) => format!("deny: audience of {}", through.binding.name),
+        Decision::Deny(Deny::Closed { assignment, opens, reason, .. }) => {
+            let opens = opens.map_or("never".into(), |opens| opens.to_string());
+            format!("deny: {} is closed ({}), opens {opens}", assignment.binding.name, reason.as_str())
+        }
     }
 }
 
@@ -592,6 +596,7 @@ fn exceptions_are_relisted_by_namespace() {
 fn the_explanation_names_the_exception() {
     let mut node = node_with(&["demo"], &[("role", "agent")]);
     node.apply_exception(exception("demo", "e", &[("role", "agent")]));
-    let explained = node.explain(&web().key(), &Request { resource: VAULT, identity: DEFAULT }).to_string();
+    let explained =
+        node.explain(&web().key(), &Request { resource: VAULT, identity: DEFAULT }, Timestamp::UNIX_EPOCH).to_string();
     assert!(explained.contains("exception demo/e exempts the pod"), "{explained}");
 }

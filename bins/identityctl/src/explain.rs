@@ -105,7 +105,7 @@ fn explain(args: &Explain, objects: Objects) -> Vec<Explanation> {
         (.., Some(id)) => RequestedIdentity::ResourceId(id),
         _ => RequestedIdentity::Default,
     };
-    let answer = node.explain(&key, &Request { resource: &args.resource, identity });
+    let answer = node.explain(&key, &Request { resource: &args.resource, identity }, identity_process::now());
 
     let options = assign::Options { cluster_wide: args.cluster_wide_matching, ..assign::Options::default() };
     let mut index = Index::new(options);

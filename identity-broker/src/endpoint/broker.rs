@@ -360,6 +360,6 @@ pub(super) fn deny_subject(deny: &Deny) -> (Option<&Arc<PodRef>>, Option<&Assign
     match deny {
         Deny::HostNetwork | Deny::AddressChangedHands => (None, None),
         Deny::NoBinding(pod) | Deny::IdentityNotFound(pod) | Deny::MultipleIdentities(pod) => (Some(pod), None),
-        Deny::Audience(pod, assignment) => (Some(pod), Some(assignment)),
+        Deny::Audience(pod, assignment) | Deny::Closed { pod, assignment, .. } => (Some(pod), Some(assignment)),
     }
 }

@@ -144,6 +144,8 @@ pub fn assignment(pod: &PodRef, identity: Identity) -> Arc<Assignment> {
         binding_audiences: Box::default(),
         identity: Arc::new(identity),
         ready: true,
+        gate: None,
+        granted: None,
     })
 }
 

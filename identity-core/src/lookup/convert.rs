@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, IdentityType, ResourceId, Violation};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, IdentityType, ResourceId, TimeBox, Violation};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use thiserror::Error;
 
 use super::{
-    Assignment, CredentialSource, FederatedSubject, Federation, Identity, ObjectRef, Options, SecretKeyRef, VaultObject,
+    Assignment, CredentialSource, Federation, Granted, Identity, ObjectRef, Options, SecretKeyRef, VaultObject,
     VaultRef,
 };
-use crate::object::ObjectKey;
+use crate::{object::ObjectKey, schedule::Gate};
 
 /// An identity that cannot be used as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -126,10 +127,7 @@ fn credential(object: &AzureIdentity, kind: IdentityType) -> CredentialSource {
         IdentityType::WorkloadIdentityFederation => {
             let federated = object.spec.federated.clone().unwrap_or_default();
             CredentialSource::Federated(Federation {
-                subject: match federated.subject() {
-                    identity_crd::FederatedSubject::Broker => FederatedSubject::Broker,
-                    identity_crd::FederatedSubject::Pod => FederatedSubject::Pod,
-                },
+                subject: federated.subject(),
                 audience: federated.audience().into(),
             })
         }
@@ -187,7 +185,8 @@ impl Identity {
                     return Err(broken("spec.tenantID"));
                 }
                 if this.credential == CredentialSource::None {
-                    return Err(broken("spec.clientPassword"));
+                    let vault = spec.key_vault.is_some() && spec.client_password.is_none();
+                    return Err(broken(if vault { "spec.keyVault" } else { "spec.clientPassword" }));
                 }
                 if let Some(secret) = this.credential.secret()
                     && !cluster_wide
@@ -207,6 +206,15 @@ impl Identity {
 impl Assignment {
     /// Reads an `AzureAssignedIdentity`, and checks that it does not reach across namespaces.
     pub fn read(object: &AzureAssignedIdentity, options: &Options) -> Result<Self, AssignmentError> {
+        Self::read_with(object, options, |binding, identity| Gate::new(binding, identity).map(Arc::new))
+    }
+
+    /// The same, with a `gate` made, or found, for the boxes of binding and identity.
+    pub(super) fn read_with(
+        object: &AzureAssignedIdentity,
+        options: &Options,
+        gate: impl FnOnce(Option<&TimeBox>, Option<&TimeBox>) -> Option<Arc<Gate>>,
+    ) -> Result<Self, AssignmentError> {
         let (own, spec) = (ObjectRef::from(&object.metadata), &object.spec);
         let pod_namespace =
             given(spec.pod_namespace.as_ref()).ok_or(AssignmentError::Missing { field: "spec.podNamespace" })?;
@@ -222,6 +230,7 @@ impl Assignment {
         let binding =
             spec.azure_binding_ref.as_ref().ok_or(AssignmentError::Missing { field: "spec.azureBindingRef" })?;
         let binding_ref = ObjectRef::from(&binding.metadata);
+        let boxes = (binding.spec.time_box.as_ref(), identity.spec.time_box.as_ref());
         let identity = Identity::read(identity, options.cluster_wide)?;
 
         let beside = |what, namespace: &str, pod: &str| {
@@ -248,6 +257,11 @@ impl Assignment {
             binding_audiences: words(binding.spec.audiences.as_ref()),
             identity: Arc::new(identity),
             ready: object.is_assigned(),
+            gate: gate(boxes.0, boxes.1),
+            granted: spec.grant.as_ref().map(|grant| Granted {
+                name: grant.name.as_str().into(),
+                until: grant.until.parse().unwrap_or(Timestamp::MIN),
+            }),
         })
     }
 }

@@ -2,10 +2,14 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+pub use identity_crd::FederatedSubject;
 use identity_crd::IdentityType;
 use jiff::Timestamp;
 
-use crate::pod::PodRef;
+use crate::{
+    pod::PodRef,
+    schedule::{Gate, Reason},
+};
 
 /// Who asks: the peer address of the connection, and the pod the connection began with, if it has been told.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +60,7 @@ pub struct Allow {
     pub pod: Arc<PodRef>,
     /// On what ground.
     pub source: Source,
-    /// No answer may claim a lifetime past this instant.
+    /// No answer may claim a lifetime past this instant: the time box closes then, or the grant ends.
     pub until: Option<Timestamp>,
 }
 
@@ -100,6 +104,19 @@ pub struct Assignment {
     pub identity: Arc<Identity>,
     /// Whether it may be used already (`status.status` is `Assigned`).
     pub ready: bool,
+    /// The time boxes of binding and identity; `None`: they are always open.
+    pub gate: Option<Arc<Gate>>,
+    /// The active grant.
+    pub granted: Option<Granted>,
+}
+
+/// A grant that has been activated for an assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Name of the `AzureIdentityGrant`, in the pod's namespace.
+    pub name: Box<str>,
+    /// Its end, the beginning of time when that cannot be read.
+    pub until: Timestamp,
 }
 
 /// An `AzureIdentity`, as a node needs it.
@@ -180,16 +197,6 @@ pub struct Federation {
     pub audience: Box<str>,
 }
 
-/// Whose Kubernetes token a federated identity trusts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum FederatedSubject {
-    /// The node daemon's own projected token.
-    #[default]
-    Broker,
-    /// A token of the calling pod's service account.
-    Pod,
-}
-
 /// A Secret, or a key in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SecretKeyRef {
@@ -227,4 +234,15 @@ pub enum Deny {
     MultipleIdentities(Arc<PodRef>),
     /// The identity or the binding does not allow this resource.
     Audience(Arc<PodRef>, Arc<Assignment>),
+    /// The time box of the binding or of its identity is closed, or a grant is missing.
+    Closed {
+        /// The calling pod.
+        pod: Arc<PodRef>,
+        /// What it would have, of several the one that opens first.
+        assignment: Arc<Assignment>,
+        /// When it opens next by itself, if it does.
+        opens: Option<Timestamp>,
+        /// Why it is closed.
+        reason: Reason,
+    },
 }

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::{
-    Allow, Assignment, Decision, Deny, Identity, ObjectRef, Request, RequestedIdentity, Source, Wait, audience,
+    Allow, Assignment, Decision, Deny, Identity, Instant, ObjectRef, Request, RequestedIdentity, Source, Wait,
+    audience, time,
 };
 use crate::{
     explain::{Recorder, Verdict},
     pod::PodRef,
+    schedule::{Gate, Passage},
 };
 
 /// What is known about an address.
@@ -68,6 +71,7 @@ pub(super) struct Terms {
     pub(super) audiences: Box<[Box<str>]>,
     pub(super) weight: i32,
     pub(super) ready: bool,
+    pub(super) gate: Option<Arc<Gate>>,
 }
 
 impl From<&Assignment> for Terms {
@@ -77,6 +81,7 @@ impl From<&Assignment> for Terms {
             audiences: assignment.binding_audiences.clone(),
             weight: assignment.weight,
             ready: assignment.ready,
+            gate: assignment.gate.clone(),
         }
     }
 }
@@ -166,10 +171,15 @@ fn same(one: &Arc<Identity>, other: &Arc<Identity>) -> bool {
 }
 
 impl View<'_> {
-    /// Exempted pods are not decided about. For all others: identity first (named, or by weight), audience second; what the
-    /// chosen identity does not allow is refused, never looked for elsewhere.
+    /// Exempted pods are not decided about. For all others: identity first (named, or by weight), audience second, time
+    /// third; what the chosen identity does not allow is refused, never looked for elsewhere.
     #[inline]
-    pub(super) fn decide<R: Recorder>(&self, request: &Request<'_>, recorder: &mut R) -> Decision {
+    pub(super) fn decide<R: Recorder>(
+        &self,
+        request: &Request<'_>,
+        instant: &Instant<'_>,
+        recorder: &mut R,
+    ) -> Decision {
         if let Some(exception) = self.exempt {
             recorder.line(Verdict::Yes, || {
                 format!("exception {} exempts the pod: its request goes to the node's own endpoint", exception.key())
@@ -188,7 +198,7 @@ impl View<'_> {
             return self.wait(recorder, || "its first assignment is still to come".into());
         }
         match request.identity {
-            RequestedIdentity::Default => self.decide_by_weight(request, recorder),
+            RequestedIdentity::Default => self.decide_by_weight(request, instant, recorder),
             named => {
                 if !self.assignments.iter().any(|a| names(named, a)) {
                     // The node knows the identity of a binding by its name only.
@@ -208,12 +218,17 @@ impl View<'_> {
                     });
                     return Decision::Deny(Deny::IdentityNotFound(Arc::clone(self.pod)));
                 }
-                self.decide_among(request, |a| names(named, a), recorder)
+                self.decide_among(request, instant, |a| names(named, a), recorder)
             }
         }
     }
 
-    fn decide_by_weight<R: Recorder>(&self, request: &Request<'_>, recorder: &mut R) -> Decision {
+    fn decide_by_weight<R: Recorder>(
+        &self,
+        request: &Request<'_>,
+        instant: &Instant<'_>,
+        recorder: &mut R,
+    ) -> Decision {
         let highest = &self.assignments[0];
         let (top, chosen) = (highest.terms.weight, &highest.terms.identity);
         let identity = &chosen.object;
@@ -240,17 +255,18 @@ impl View<'_> {
                 identity.namespace, identity.name
             )
         });
-        self.decide_among(request, |a| same(&a.terms.identity, chosen), recorder)
+        self.decide_among(request, instant, |a| same(&a.terms.identity, chosen), recorder)
     }
 
-    /// Any of these assignments that allows the resource will do.
+    /// Any of these assignments that allows the resource, and is open, will do.
     fn decide_among<R: Recorder>(
         &self,
         request: &Request<'_>,
+        instant: &Instant<'_>,
         chosen: impl Fn(&Candidate) -> bool,
         recorder: &mut R,
     ) -> Decision {
-        let (mut refused, mut pending) = (None, false);
+        let (mut refused, mut closed, mut pending) = (None, None::<(Timestamp, _, _, _)>, false);
         for Candidate { assignment, terms } in self.assignments.iter().filter(|a| chosen(a)) {
             recorder.open(|| {
                 let (identity, binding) = (&assignment.identity.object, &assignment.binding);
@@ -266,7 +282,23 @@ impl View<'_> {
                 // Another binding to this identity may allow it.
                 pending |= self.expected.iter().any(|e| e.is_for(&terms.identity.object));
                 recorder.close(Verdict::No);
-            } else if terms.ready {
+                continue;
+            }
+            let until = match terms.gate.as_deref().map(|gate| time::passage(gate, assignment, instant, recorder)) {
+                None => None,
+                Some(Passage::Open { until, .. }) => until,
+                Some(Passage::Closed { opens, reason }) => {
+                    // The one that opens first; what never opens by itself comes last.
+                    let at = opens.unwrap_or(Timestamp::MAX);
+                    if closed.is_none_or(|(first, ..)| at < first) {
+                        closed = Some((at, assignment, opens, reason));
+                    }
+                    pending |= self.expected.iter().any(|e| e.is_for(&terms.identity.object));
+                    recorder.close(Verdict::No);
+                    continue;
+                }
+            };
+            if terms.ready {
                 recorder.close(Verdict::Yes);
                 if self.assignments.len() > 1 {
                     fetch(self.pod, assignment);
@@ -274,16 +306,19 @@ impl View<'_> {
                 return Decision::Allow(Allow {
                     pod: Arc::clone(self.pod),
                     source: Source::Assignment(Arc::clone(assignment)),
-                    until: None,
+                    until,
                 });
-            } else {
-                recorder.line(Verdict::No, || "the assignment is not usable yet (status is not Assigned)".into());
-                recorder.close(Verdict::No);
-                pending = true;
             }
+            recorder.line(Verdict::No, || "the assignment is not usable yet (status is not Assigned)".into());
+            recorder.close(Verdict::No);
+            pending = true;
         }
-        match refused {
-            Some(refused) if !pending => Decision::Deny(Deny::Audience(Arc::clone(self.pod), Arc::clone(refused))),
+        let pod = || Arc::clone(self.pod);
+        match (closed, refused) {
+            (Some((_, assignment, opens, reason)), _) if !pending => {
+                Decision::Deny(Deny::Closed { pod: pod(), assignment: Arc::clone(assignment), opens, reason })
+            }
+            (None, Some(refused)) if !pending => Decision::Deny(Deny::Audience(pod(), Arc::clone(refused))),
             _ => self.wait(recorder, || "an assignment that may allow it is still to come".into()),
         }
     }

@@ -15,7 +15,10 @@
 //!    identities with the highest weight are [`Deny::MultipleIdentities`]; one that may still come and would change the
 //!    answer is waited for, so that a pod that starts is not given a lesser identity for a while;
 //! 5. the audience: any binding to that identity that allows the resource (and the identity must allow it too), else
-//!    [`Deny::Audience`]. Another identity is never tried.
+//!    [`Deny::Audience`]. Another identity is never tried;
+//! 6. the time: of these bindings one whose time box, and the identity's, is open at `now`, where a grant opens it or must
+//!    (see [`schedule`](crate::schedule)), else [`Deny::Closed`]. No clock that goes back reopens what was closed: the
+//!    latest `now` of the process lives in the index and is part of every snapshot ([`HighWater`]).
 
 mod audience;
 mod convert;
@@ -25,11 +28,12 @@ mod exception;
 mod node_index;
 mod published;
 mod table;
+mod time;
 
 pub use convert::{AssignmentError, IdentityError};
 pub use decision::{
-    Allow, Assignment, Caller, CredentialSource, Decision, Deny, FederatedSubject, Federation, Identity, ObjectRef,
-    Request, RequestedIdentity, SecretKeyRef, Source, VaultObject, VaultRef, Wait,
+    Allow, Assignment, Caller, CredentialSource, Decision, Deny, FederatedSubject, Federation, Granted, Identity,
+    ObjectRef, Request, RequestedIdentity, SecretKeyRef, Source, VaultObject, VaultRef, Wait,
 };
 pub use exception::Exception;
 pub use node_index::{Binding, NodeIndex, Options};
@@ -39,7 +43,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::explain::{Explanation, Recorder, Silent, Tree, Verdict};
+use crate::{
+    explain::{Explanation, Recorder, Silent, Tree, Verdict},
+    schedule::HighWater,
+};
 use entry::{Other, Slot, View};
 use table::Table;
 
@@ -47,18 +54,44 @@ use table::Table;
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     addresses: Table,
+    /// Not frozen: one for all snapshots of an index.
+    clock: Arc<HighWater>,
+}
+
+/// The instant of a decision.
+#[derive(Clone, Copy, Debug)]
+struct Instant<'a> {
+    now: Timestamp,
+    clock: &'a HighWater,
+    /// Whether it is the process's own time, and not one that somebody wants explained.
+    counts: bool,
+}
+
+impl Instant<'_> {
+    /// The latest so far. Asked for only where a time box stands, so that others share no variable.
+    fn latest(&self) -> Timestamp {
+        if self.counts { self.clock.pass(self.now) } else { self.clock.latest().max(self.now) }
+    }
 }
 
 impl Snapshot {
-    /// Decides what `caller` gets for `request` at `now`. No I/O, no allocation.
+    /// Decides what `caller` gets for `request` at `now`. No I/O, and no allocation but for the first that asks after a time
+    /// box has opened or closed.
     pub fn decide(&self, caller: &Caller<'_>, request: &Request<'_>, now: Timestamp) -> Decision {
-        self.decide_because(caller, request, now, &mut Silent)
+        let instant = Instant { now, clock: &self.clock, counts: true };
+        self.decide_because(caller, request, &instant, &mut Silent)
+    }
+
+    /// Takes note that it is `now`, for a clock that may go back before anybody asks: to be called about every second.
+    pub fn pass(&self, now: Timestamp) {
+        self.clock.pass(now);
     }
 
     /// [`decide`](Self::decide), with its reasons.
     pub fn explain(&self, caller: &Caller<'_>, request: &Request<'_>, now: Timestamp) -> (Decision, Explanation) {
         let mut tree = Tree::new(format!("{} may have a token for `{}`", caller.address, request.resource));
-        let decision = self.decide_because(caller, request, now, &mut tree);
+        let instant = Instant { now, clock: &self.clock, counts: false };
+        let decision = self.decide_because(caller, request, &instant, &mut tree);
         let verdict = match decision {
             Decision::Allow(_) => Verdict::Yes,
             Decision::Wait(_) => Verdict::Note,
@@ -71,10 +104,9 @@ impl Snapshot {
         &self,
         caller: &Caller<'_>,
         request: &Request<'_>,
-        now: Timestamp,
+        instant: &Instant<'_>,
         recorder: &mut R,
     ) -> Decision {
-        let _ = now; // time boxes will look at it
         match self.addresses.get(caller.address.to_canonical()) {
             None => {
                 recorder.note(|| "no pod of this node has the address (yet)".into());
@@ -88,8 +120,8 @@ impl Snapshot {
                 recorder.line(Verdict::No, || "the address is the node's, or of a pod in the node's network".into());
                 Decision::Deny(Deny::HostNetwork)
             }
-            Some(Slot::Sole(sole)) => decide_for(sole.into(), caller, request, recorder),
-            Some(Slot::Other(Other::Pod(entry))) => decide_for((&**entry).into(), caller, request, recorder),
+            Some(Slot::Sole(sole)) => decide_for(sole.into(), caller, request, instant, recorder),
+            Some(Slot::Other(Other::Pod(entry))) => decide_for((&**entry).into(), caller, request, instant, recorder),
         }
     }
 
@@ -99,12 +131,18 @@ impl Snapshot {
     }
 }
 
-fn decide_for<R: Recorder>(pod: View<'_>, caller: &Caller<'_>, request: &Request<'_>, recorder: &mut R) -> Decision {
+fn decide_for<R: Recorder>(
+    pod: View<'_>,
+    caller: &Caller<'_>,
+    request: &Request<'_>,
+    instant: &Instant<'_>,
+    recorder: &mut R,
+) -> Decision {
     recorder
         .line(Verdict::Yes, || format!("pod {}/{} ({}) has the address", pod.pod.namespace, pod.pod.name, pod.pod.uid));
     if caller.pinned.is_some_and(|uid| *uid != *pod.pod.uid) {
         recorder.line(Verdict::No, || "the connection began with another pod".into());
         return Decision::Deny(Deny::AddressChangedHands);
     }
-    pod.decide(request, recorder)
+    pod.decide(request, instant, recorder)
 }

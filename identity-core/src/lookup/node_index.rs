@@ -7,10 +7,11 @@ use std::{
 };
 
 use identity_crd::{AzureAssignedIdentity, AzureIdentityBinding, ConditionStatus, find_condition};
+use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::{
-    Assignment, AssignmentError, Decision, Identity, ObjectRef, Published, Request, Snapshot,
+    Assignment, AssignmentError, Decision, Identity, Instant, ObjectRef, Published, Request, Snapshot,
     entry::{Candidate, Expected, Other, PodEntry, Slot, Terms, View},
     exception::{Exception, Exceptions},
 };
@@ -19,6 +20,7 @@ use crate::{
     explain::{Explanation, Recorder, Silent, Tree, Verdict},
     object::ObjectKey,
     pod::Pod,
+    schedule::Gate,
     selector::{Catalog, Selection, reaches},
 };
 
@@ -101,6 +103,8 @@ pub struct NodeIndex {
     exceptions: Exceptions,
     /// Identities in use, so that pods with the same one share it.
     identities: HashMap<ObjectKey, Arc<Identity>>,
+    /// The time boxes in use, by binding: each is compiled once, and what is found of it is found once.
+    gates: HashMap<ObjectKey, Arc<Gate>>,
     /// The same of what assignments say, by binding.
     terms: HashMap<ObjectKey, Arc<Terms>>,
     dirty_pods: BTreeSet<ObjectKey>,
@@ -129,6 +133,7 @@ impl NodeIndex {
             of_pod: HashMap::new(),
             bindings: HashMap::new(),
             identities: HashMap::new(),
+            gates: HashMap::new(),
             terms: HashMap::new(),
             dirty_pods: BTreeSet::new(),
             dirty_addresses: BTreeSet::new(),
@@ -200,7 +205,20 @@ impl NodeIndex {
     /// An assignment of this node appeared or changed. One that a node cannot serve is kept aside for explanations; the
     /// answer says why, for the log.
     pub fn apply_assignment(&mut self, object: &AzureAssignedIdentity) -> Result<(), AssignmentError> {
-        let read = Assignment::read(object, &self.options).map(|mut assignment| {
+        let binding = object.spec.azure_binding_ref.as_ref().map(|binding| ObjectRef::from(&binding.metadata).key());
+        let gates = &mut self.gates;
+        let read = Assignment::read_with(object, &self.options, |of_binding, of_identity| {
+            let key = binding.filter(|_| of_binding.is_some() || of_identity.is_some())?;
+            if let Some(gate) = gates.get(&key)
+                && gate.is_of(of_binding, of_identity)
+            {
+                return Some(Arc::clone(gate));
+            }
+            let gate = Arc::new(Gate::new(of_binding, of_identity)?);
+            gates.insert(key, Arc::clone(&gate));
+            Some(gate)
+        });
+        let read = read.map(|mut assignment| {
             assignment.identity = share(&mut self.identities, assignment.identity.object.key(), assignment.identity);
             let terms = share(&mut self.terms, assignment.binding.key(), Arc::new(Terms::from(&assignment)));
             Candidate { assignment: Arc::new(assignment), terms }
@@ -236,6 +254,7 @@ impl NodeIndex {
         }
         self.terms.retain(|_, terms| Arc::strong_count(terms) > 1);
         self.identities.retain(|_, identity| Arc::strong_count(identity) > 1);
+        self.gates.retain(|_, gate| Arc::strong_count(gate) > 1);
         objects
             .iter()
             .filter_map(|o| Some((ObjectRef::from(&o.metadata).key(), self.apply_assignment(o).err()?)))
@@ -315,8 +334,14 @@ impl NodeIndex {
         self.snapshot.clone()
     }
 
+    /// How often it was worked out whether a time box is open: once for each box and transition after which anybody asked,
+    /// however many pods have it.
+    pub fn searches(&self) -> u64 {
+        self.gates.values().map(|gate| gate.searches()).sum()
+    }
+
     /// Why a pod of this node would get what it gets for a request, and what of it this node knows.
-    pub fn explain(&mut self, key: &ObjectKey, request: &Request<'_>) -> Explanation {
+    pub fn explain(&mut self, key: &ObjectKey, request: &Request<'_>, now: Timestamp) -> Explanation {
         self.join();
         let mut tree = Tree::new(format!("pod {key} may have a token for `{}`", request.resource));
         let Some(held) = self.pods.get(key) else {
@@ -341,7 +366,8 @@ impl NodeIndex {
             return tree.finish(Verdict::No);
         }
         let entry = self.entry(&held.pod, &mut tree);
-        let verdict = match View::from(&entry).decide(request, &mut tree) {
+        let instant = Instant { now, clock: &self.snapshot.clock, counts: false };
+        let verdict = match View::from(&entry).decide(request, &instant, &mut tree) {
             Decision::Allow(_) => Verdict::Yes,
             Decision::Wait(_) => Verdict::Note,
             Decision::Deny(_) => Verdict::No,

@@ -6,13 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::{Gate, HighWater, Passage};
-
-/// A gate that is not known to change is looked at again after this long: windows that follow one another without a gap are
-/// not followed for ever.
-const AGAIN: SignedDuration = SignedDuration::from_hours(24);
 
 /// What has become of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,12 +111,10 @@ impl<K: Clone + Eq + Hash + Ord> Agenda<K> {
     }
 
     fn enter(&mut self, key: K, gate: Arc<Gate>, granted: Option<Timestamp>, passage: Passage, now: Timestamp) {
-        let again = || now.checked_add(AGAIN).ok();
         let mut due = match passage {
-            Passage::Open { until: None } | Passage::Closed { opens: None, .. } => {
-                gate.error().map_or_else(again, |_| None)
-            }
-            known => known.next(),
+            Passage::Open { until: Some(at), .. } | Passage::Closed { opens: Some(at), .. } => Some(at),
+            // For ever, or never.
+            Passage::Open { until: None, .. } | Passage::Closed { opens: None, .. } => None,
         };
         // A grant that counts for nothing now may count once a window opens, and no longer when it ends.
         if let Some(end) = granted.filter(|end| now < *end) {

@@ -61,8 +61,10 @@ impl fmt::Display for Reason {
 pub enum Passage {
     /// Yes.
     Open {
-        /// Until then at least, if it closes at all as far as is known.
+        /// Until then at least; `None`: for ever.
         until: Option<Timestamp>,
+        /// Whether it closes then. Otherwise nobody has looked further.
+        closes: bool,
     },
     /// No.
     Closed {
@@ -79,10 +81,11 @@ impl Passage {
         matches!(self, Self::Open { .. })
     }
 
-    /// The next instant at which it may change.
+    /// When it closes or opens next, as far as is known.
     pub const fn next(&self) -> Option<Timestamp> {
         match self {
-            Self::Open { until: next } | Self::Closed { opens: next, .. } => *next,
+            Self::Open { until: next, closes: true } | Self::Closed { opens: next, .. } => *next,
+            Self::Open { closes: false, .. } => None,
         }
     }
 }
@@ -209,7 +212,10 @@ impl Gate {
                 Passage::Closed { opens: None, reason: reason.unwrap_or(Reason::NoGrant) }
             }
             (Grants::Required, Some(end)) => match passage(boxes, state, latest) {
-                Passage::Open { until } => Passage::Open { until: Some(until.map_or(end, |until| until.min(end))) },
+                Passage::Open { until: Some(until), closes } if until < end => {
+                    Passage::Open { until: Some(until), closes }
+                }
+                Passage::Open { .. } => Passage::Open { until: Some(end), closes: true },
                 Passage::Closed { opens, reason } => {
                     Passage::Closed { opens: opens.filter(|opens| *opens < end), reason }
                 }
@@ -218,12 +224,15 @@ impl Gate {
                 let by_grant = self.granted.at(now, || self::state(bounds, now));
                 match (passage(boxes, state, latest), passage(bounds, by_grant, latest)) {
                     // Whichever is longer; a window that opens before the grant ends is found when that has ended.
-                    (Passage::Open { until }, Passage::Open { until: bounds }) => {
+                    (Passage::Open { until, closes }, Passage::Open { until: bounds, .. }) => {
                         let end = bounds.map_or(end, |bounds| bounds.min(end));
-                        Passage::Open { until: until.map(|until| until.max(end)) }
+                        let longer = until.is_some_and(|until| until < end);
+                        let over = longer && bounds == Some(end);
+                        Passage::Open { until: until.map(|until| until.max(end)), closes: over || (closes && !longer) }
                     }
-                    (_, Passage::Open { until }) => {
-                        Passage::Open { until: Some(until.map_or(end, |until| until.min(end))) }
+                    (Passage::Closed { opens, .. }, Passage::Open { until, .. }) => {
+                        let end = until.map_or(end, |until| until.min(end));
+                        Passage::Open { until: Some(end), closes: opens.is_none_or(|opens| end < opens) }
                     }
                     (open @ Passage::Open { .. }, Passage::Closed { .. }) => open,
                     // Within the bounds the grant will do.
@@ -260,7 +269,8 @@ fn passage(boxes: &[TimeBox], state: State, latest: Timestamp) -> Passage {
         return Passage::Closed { opens: state.next, reason: state.reason.unwrap_or(Reason::BetweenWindows) };
     }
     if latest < state.holds_until {
-        return Passage::Open { until: state.next };
+        let until = (state.holds_until < Timestamp::MAX).then_some(state.holds_until);
+        return Passage::Open { until, closes: state.next.is_some() };
     }
     let then = self::state(boxes, latest);
     let opens = if then.open { Some(latest) } else { then.next };

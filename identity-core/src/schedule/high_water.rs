@@ -27,6 +27,15 @@ impl HighWater {
             // One variable, and nothing else is published by it.
             latest = self.0.fetch_max(micros, Ordering::Relaxed);
         }
-        if latest <= micros { now } else { Timestamp::from_microsecond(latest).unwrap_or(Timestamp::MAX) }
+        if latest <= micros { now } else { from(latest) }
     }
+
+    /// The latest so far.
+    pub fn latest(&self) -> Timestamp {
+        from(self.0.load(Ordering::Relaxed))
+    }
+}
+
+fn from(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or(if micros < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }

@@ -51,8 +51,6 @@ mod error;
 mod gate;
 mod high_water;
 mod memo;
-#[cfg(test)]
-mod model;
 mod time_box;
 mod window;
 mod zone;

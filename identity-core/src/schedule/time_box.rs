@@ -5,8 +5,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{Problem, Reason, ScheduleError, window::Window};
 
-/// How far windows that follow one another without a gap are followed: so far ahead nothing depends on where they end.
-const FAR: SignedDuration = SignedDuration::from_hours(40 * 24);
+/// How far windows that follow one another without a gap are followed: no token lives longer.
+const FAR: SignedDuration = SignedDuration::from_hours(8 * 24);
 /// The same in steps, for windows of seconds; and how many openings two boxes try before they are said to have none in
 /// common.
 const STEPS: usize = 2_000;

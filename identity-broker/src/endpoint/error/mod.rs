@@ -14,7 +14,10 @@ use http::{
     HeaderValue, Response, StatusCode,
     header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, SERVER},
 };
-use identity_core::lookup::{Assignment, Deny, ObjectRef, Wait};
+use identity_core::{
+    lookup::{Assignment, Deny, ObjectRef, Wait},
+    schedule::Reason as Closed,
+};
 
 pub use table::{Retry, Row};
 
@@ -140,6 +143,10 @@ impl EndpointError {
                 Deny::IdentityNotFound(_) => &table::IDENTITY_NOT_FOUND,
                 Deny::MultipleIdentities(_) => &table::MULTIPLE,
                 Deny::Audience(..) => &table::AUDIENCE,
+                Deny::Closed { reason: Closed::Unreadable, .. } => &table::TIME_BOX_UNREADABLE,
+                Deny::Closed { reason: Closed::NoGrant, .. } => &table::GRANT_NEEDED,
+                Deny::Closed { opens: Some(_), .. } => &table::CLOSED,
+                Deny::Closed { opens: None, .. } => &table::CLOSED_FOR_GOOD,
             },
             Self::NotYet(Wait::UnknownAddress) => &table::UNKNOWN_ADDRESS,
             Self::NotYet(Wait::AmbiguousAddress) => &table::AMBIGUOUS_ADDRESS,
@@ -272,7 +279,14 @@ impl Display for EndpointError {
             Self::Denied(Deny::IdentityNotFound(_), selector) => {
                 row.fill(&[("parameter", &selector.map_or("id", Selector::name))])
             }
-            Self::Denied(Deny::Audience(pod, assignment), _) => audience(row, &pod.namespace, assignment),
+            Self::Denied(Deny::Audience(pod, assignment), _) => about(row, &pod.namespace, assignment, &[]),
+            Self::Denied(Deny::Closed { pod, assignment, opens, reason }, _) => {
+                let error = assignment.gate.as_ref().and_then(|gate| gate.error());
+                let error = error.filter(|_| *assignment.binding.namespace == *pod.namespace);
+                let error = error.map_or_else(|| "see the audit record".to_owned(), ToString::to_string);
+                let opens = opens.map(|opens| opens.to_string()).unwrap_or_default();
+                about(row, &pod.namespace, assignment, &[("why", reason), ("opens", &opens), ("error", &error)])
+            }
             Self::TooManyHeld(most) => row.fill(&[("most", most)]),
             Self::Token { error, .. } => match error {
                 TokenError::Refused(refusal) => row.fill(&[("message", refusal)]),
@@ -290,7 +304,7 @@ impl Display for EndpointError {
 impl std::error::Error for EndpointError {}
 
 /// Names the objects, but for those of other namespaces.
-fn audience(row: &Row, namespace: &str, assignment: &Assignment) -> String {
+fn about(row: &Row, namespace: &str, assignment: &Assignment, more: &[(&str, &dyn Display)]) -> String {
     let name = |kind: &str, object: &ObjectRef| {
         if *object.namespace == *namespace {
             format!("{kind} {}/{}", object.namespace, object.name)
@@ -298,10 +312,10 @@ fn audience(row: &Row, namespace: &str, assignment: &Assignment) -> String {
             format!("an {kind} of another namespace")
         }
     };
-    row.fill(&[
-        ("binding", &name("AzureIdentityBinding", &assignment.binding)),
-        ("identity", &name("AzureIdentity", &assignment.identity.object)),
-    ])
+    let binding = name("AzureIdentityBinding", &assignment.binding);
+    let identity = name("AzureIdentity", &assignment.identity.object);
+    let values: [(&str, &dyn Display); 2] = [("binding", &binding), ("identity", &identity)];
+    row.fill(&[&values[..], more].concat())
 }
 
 /// A JSON answer with the endpoint's headers.

@@ -196,6 +196,18 @@ rows! {
     AUDIENCE: Audience, FORBIDDEN, "access_denied", Never,
         "The requested resource is not among the audiences that {binding} and {identity} allow: add it to spec.audiences",
         "Add the resource to spec.audiences of both (where they are given), as the client sends it; one trailing slash is ignored.";
+    CLOSED: Closed, FORBIDDEN, "access_denied", Never,
+        "The time box of {binding} and {identity} is closed: {why}; it opens next at {opens}",
+        "Ask again then. Whoever may create an AzureIdentityGrant can have a binding with spec.timeBox.grant opened before.";
+    CLOSED_FOR_GOOD: Closed, FORBIDDEN, "access_denied", Never,
+        "The time box of {binding} and {identity} is closed: {why}; it does not open by itself",
+        "Give spec.timeBox a later notAfter or other windows, or have the binding opened by an AzureIdentityGrant.";
+    GRANT_NEEDED: Closed, FORBIDDEN, "access_denied", Never,
+        "{binding} opens only with an active grant, and there is none for this pod: create an AzureIdentityGrant and have it approved",
+        "`identityctl request`, then `identityctl approve` by somebody else.";
+    TIME_BOX_UNREADABLE: Closed, FORBIDDEN, "access_denied", Never,
+        "The time box of {binding} and {identity} cannot be read, so nobody can say that it is open: {error}",
+        "Correct the named field of spec.timeBox.";
     UNKNOWN_ADDRESS: UnknownAddress, SERVICE_UNAVAILABLE, "service_unavailable", After(1),
         "The node does not know yet which pod has this address; try again",
         "Passes when the pod's address is published, usually within a second or two.";

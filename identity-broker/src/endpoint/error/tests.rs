@@ -15,6 +15,8 @@ fn pod() -> Arc<PodRef> {
 
 fn assignment(namespace: &str) -> Arc<Assignment> {
     let object = |name: &str| ObjectRef { namespace: namespace.into(), name: name.into(), ..ObjectRef::default() };
+    let window = identity_crd::Window { schedule: "0 0 30 2 *".into(), duration: "1h".into(), ..Default::default() };
+    let unreadable = identity_crd::TimeBox { windows: Some(vec![window]), ..Default::default() };
     Arc::new(Assignment {
         object: object("a"),
         pod_uid: "u".into(),
@@ -33,7 +35,14 @@ fn assignment(namespace: &str) -> Arc<Assignment> {
             audiences: Box::default(),
         }),
         ready: true,
+        gate: identity_core::schedule::Gate::new(Some(&unreadable), None).map(Arc::new),
+        granted: None,
     })
+}
+
+fn closed(namespace: &str, opens: Option<i64>, reason: Closed) -> EndpointError {
+    let opens = opens.map(|second| jiff::Timestamp::from_second(second).unwrap());
+    EndpointError::Denied(Deny::Closed { pod: pod(), assignment: assignment(namespace), opens, reason }, None)
 }
 
 /// One error for each line, and more.
@@ -65,6 +74,12 @@ fn errors() -> Vec<EndpointError> {
         EndpointError::Denied(Deny::MultipleIdentities(pod()), None),
         EndpointError::Denied(Deny::Audience(pod(), assignment("ns")), None),
         EndpointError::Denied(Deny::Audience(pod(), assignment("other")), None),
+        closed("ns", Some(0), Closed::BetweenWindows),
+        closed("ns", None, Closed::Over),
+        closed("ns", None, Closed::NoGrant),
+        closed("ns", None, Closed::Unreadable),
+        closed("other", Some(0), Closed::ClockWentBack),
+        closed("other", None, Closed::Unreadable),
         EndpointError::NotYet(Wait::UnknownAddress),
         EndpointError::NotYet(Wait::AmbiguousAddress),
         EndpointError::NotYet(Wait::Assignment(pod())),
@@ -149,7 +164,9 @@ fn pods_are_not_told_of_other_namespaces() {
     for error in errors() {
         let foreign = match &error {
             EndpointError::Token { foreign, .. } => *foreign,
-            EndpointError::Denied(Deny::Audience(_, assignment), _) => *assignment.binding.namespace == *"other",
+            EndpointError::Denied(Deny::Audience(_, assignment) | Deny::Closed { assignment, .. }, _) => {
+                *assignment.binding.namespace == *"other"
+            }
             _ => continue,
         };
         assert!(!foreign || !error.to_string().contains("other/"), "{error}");
@@ -158,6 +175,37 @@ fn pods_are_not_told_of_other_namespaces() {
     let error = TokenError::Unavailable { message: "Secret other/s".into(), retry_after: Duration::ZERO };
     let error = EndpointError::Token { error, foreign: true };
     assert!(error.detail().contains("other/s") && !error.to_string().contains("other/s"));
+}
+
+#[test]
+fn what_is_closed_says_when_it_opens() {
+    for (error, expected) in [
+        (
+            closed("ns", Some(1_800_000_000), Closed::BetweenWindows),
+            "The time box of AzureIdentityBinding ns/b and AzureIdentity ns/i is closed: none of its windows is open; \
+             it opens next at 2027-01-15T08:00:00Z",
+        ),
+        (
+            closed("ns", None, Closed::Over),
+            "The time box of AzureIdentityBinding ns/b and AzureIdentity ns/i is closed: notAfter has passed; \
+             it does not open by itself",
+        ),
+        (
+            closed("ns", None, Closed::Unreadable),
+            "The time box of AzureIdentityBinding ns/b and AzureIdentity ns/i cannot be read, so nobody can say that it \
+             is open: spec.timeBox.windows[0].schedule: `0 0 30 2 *` never comes: no month it names has such a day",
+        ),
+        (
+            closed("other", None, Closed::Unreadable),
+            "The time box of an AzureIdentityBinding of another namespace and an AzureIdentity of another namespace \
+             cannot be read, so nobody can say that it is open: see the audit record",
+        ),
+    ] {
+        assert_eq!(error.to_string(), expected);
+        let response = error.into_response();
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
+        assert!(!response.headers().contains_key(RETRY_AFTER));
+    }
 }
 
 #[test]
