@@ -124,26 +124,32 @@ const BINDINGS: [(&str, Kind, i32); 4] =
     [("sole", Kind::Sole, 0), ("first", Kind::Two, 10), ("second", Kind::Two, 5), ("limited", Kind::Limited, 0)];
 
 fn assignments(number: usize) -> Vec<AzureAssignedIdentity> {
-    let (namespace, pod) = (namespace(number), pod(number));
+    let namespace = namespace(number);
     let of_kind = BINDINGS.iter().filter(|(_, k, _)| *k == kind(number));
     of_kind
         .map(|(name, kind, weight)| {
-            let mut object = AzureAssignedIdentity::new(
-                &format!("{}-{name}", pod.reference.name),
-                AzureAssignedIdentitySpec {
-                    azure_identity_ref: Some(Box::new(identity(&namespace, name))),
-                    azure_binding_ref: Some(Box::new(binding(&namespace, name, *kind, *weight))),
-                    pod: Some(pod.reference.name.to_string()),
-                    pod_namespace: Some(namespace.clone()),
-                    pod_uid: Some(pod.reference.uid.to_string()),
-                    node_name: Some("node-1".into()),
-                    ..AzureAssignedIdentitySpec::default()
-                },
-            );
-            object.metadata.namespace = Some(namespace.clone());
-            object
+            assignment(number, &identity(&namespace, name), &binding(&namespace, name, *kind, *weight))
         })
         .collect()
+}
+
+fn assignment(number: usize, identity: &AzureIdentity, binding: &AzureIdentityBinding) -> AzureAssignedIdentity {
+    let (namespace, pod) = (namespace(number), pod(number));
+    let name = identity.metadata.name.as_deref().unwrap_or_default();
+    let mut object = AzureAssignedIdentity::new(
+        &format!("{}-{name}", pod.reference.name),
+        AzureAssignedIdentitySpec {
+            azure_identity_ref: Some(Box::new(identity.clone())),
+            azure_binding_ref: Some(Box::new(binding.clone())),
+            pod: Some(pod.reference.name.to_string()),
+            pod_namespace: Some(namespace.clone()),
+            pod_uid: Some(pod.reference.uid.to_string()),
+            node_name: Some("node-1".into()),
+            ..AzureAssignedIdentitySpec::default()
+        },
+    );
+    object.metadata.namespace = Some(namespace);
+    object
 }
 
 fn index(pods: usize) -> NodeIndex {
@@ -299,5 +305,49 @@ fn publish(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, publish);
+/// A pod with so many identities, none named (the highest weight wins) or any of them by client id.
+fn identities(criterion: &mut Criterion) {
+    const PODS: usize = 250;
+    let mut group = criterion.benchmark_group("identities");
+    for many in [1, 20, 100] {
+        let names: Vec<String> = (0..many).map(|n| format!("identity-{n}")).collect();
+        let mut index = NodeIndex::new(Options::default());
+        for number in 0..PODS {
+            index.apply_pod(pod(number));
+            for (weight, name) in (0..).zip(&names) {
+                let namespace = namespace(number);
+                let assignment =
+                    assignment(number, &identity(&namespace, name), &binding(&namespace, name, Kind::Sole, weight));
+                index.apply_assignment(&assignment).expect("a valid assignment");
+            }
+        }
+        let published = Published::default();
+        index.publish(&published);
+        let mut random = Random(4);
+        let requests: Vec<(u32, Option<String>)> = (0..DRAWN / 8)
+            .map(|drawn| {
+                let number = random.below(PODS);
+                let named = &names[random.below(many)];
+                let named = (drawn % 2 == 0).then(|| client_id(&format!("{}/{named}", namespace(number))));
+                (address(number).to_bits(), named)
+            })
+            .collect();
+        let decide = |(address, named): &(u32, Option<String>)| {
+            let caller = Caller { address: Ipv4Addr::from_bits(*address).into(), pinned: None };
+            let identity = named.as_deref().map_or(RequestedIdentity::Default, RequestedIdentity::ClientId);
+            published.load().decide(&caller, &Request { resource: VAULT, identity }, Timestamp::UNIX_EPOCH)
+        };
+        assert!(requests.iter().all(|request| matches!(decide(request), Decision::Allow(_))), "{many}");
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(many), |bencher| {
+            bencher.iter(|| {
+                next = (next + 1) % requests.len();
+                black_box(decide(&requests[next]))
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, lookup, identities, publish);
 criterion_main!(benches);

@@ -32,7 +32,7 @@ use super::{
 const CONTROLLER: &str = "system:serviceaccount:entra-pod-identity:entra-pod-identity-controller";
 const NODE_USER: &str = "system:serviceaccount:entra-pod-identity:entra-pod-identity-node";
 const GROUPS: [&str; 2] = ["system:serviceaccounts", "system:authenticated"];
-const IN_FLIGHT: usize = 20;
+pub(crate) const IN_FLIGHT: usize = 20;
 
 pub(crate) async fn measure(
     programs: &Programs,
@@ -42,11 +42,26 @@ pub(crate) async fn measure(
     pods: usize,
     quick: bool,
 ) -> anyhow::Result<Vec<Row>> {
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    let plane = ControlPlane::start_with(assets, &work.join("cluster"), &manifests(&deploy)?).await?;
+    let plane = control_plane(assets, work).await?;
     let rows = with(&plane, programs, netns, work, pods, quick).await;
     plane.stop().await;
     rows
+}
+
+/// A control plane with what `deploy/` has beside the programs themselves.
+pub(crate) async fn control_plane(assets: &Path, work: &Path) -> anyhow::Result<ControlPlane> {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    Ok(ControlPlane::start_with(assets, &work.join("cluster"), &manifests(&deploy)?).await?)
+}
+
+/// Where controller and node find their objects: as the accounts that `deploy/` gives them.
+pub(crate) fn sources(plane: &ControlPlane) -> anyhow::Result<[Vec<String>; 2]> {
+    let source = |user| -> anyhow::Result<Vec<String>> {
+        Ok(vec!["--kubeconfig".to_owned(), plane.kubeconfig_for(user, &GROUPS)?.display().to_string()])
+    };
+    let mut controller = source(CONTROLLER)?;
+    controller.extend(["--lease-namespace", "entra-pod-identity"].map(str::to_owned));
+    Ok([controller, source(NODE_USER)?])
 }
 
 async fn with(
@@ -57,13 +72,8 @@ async fn with(
     pods: usize,
     quick: bool,
 ) -> anyhow::Result<Vec<Row>> {
-    prepare(plane).await?;
-    let source = |user| -> anyhow::Result<Vec<String>> {
-        Ok(vec!["--kubeconfig".to_owned(), plane.kubeconfig_for(user, &GROUPS)?.display().to_string()])
-    };
-    let mut controller = source(CONTROLLER)?;
-    controller.extend(["--lease-namespace", "entra-pod-identity"].map(str::to_owned));
-    let stage = Stage::start(programs, netns, work, [controller, source(NODE_USER)?]).await?;
+    prepare(plane, &[NODE], IDENTITIES).await?;
+    let stage = Stage::start(programs, netns, work, sources(plane)?).await?;
     let mut rows = vec![Row::new(
         "rss_mib_0",
         "anonymous memory of the node daemon without pods, Kubernetes mode",
@@ -72,18 +82,14 @@ async fn with(
     )];
 
     let client: Api<Pod> = Api::namespaced(plane.client(), NAMESPACE);
-    stream::iter(0..pods)
-        .map(|number| create(&client, objects::pod(number)))
-        .buffer_unordered(IN_FLIGHT)
-        .try_collect::<Vec<()>>()
-        .await?;
+    create_all(&client, (0..pods).map(objects::pod)).await?;
     assigned(plane, pods).await?;
 
     // The others have their addresses before.
     let late = if quick { pods.min(80) } else { pods };
     let seen = Addresses::follow(client.clone());
     stream::iter(late..pods)
-        .map(|number| publish(&client, number))
+        .map(|number| publish(&client, format!("pod-{number}"), number))
         .buffer_unordered(IN_FLIGHT)
         .try_collect::<Vec<()>>()
         .await?;
@@ -142,7 +148,7 @@ async fn first_token(netns: &Path, pods: &Api<Pod>, seen: &Addresses, number: us
     // It is being held by then.
     tokio::time::sleep(Duration::from_millis(30)).await;
     ensure!(!asking.is_finished(), "pod-{number} got an answer before it had an address");
-    publish(pods, number).await?;
+    publish(pods, format!("pod-{number}"), number).await?;
     let published = now();
     let answered = asking.await??;
     let watched = seen.of(&format!("pod-{number}")).await?;
@@ -226,7 +232,7 @@ async fn api_calls(plane: &ControlPlane, stage: &Stage, pods: usize) -> anyhow::
     .at_most(0.0))
 }
 
-async fn assigned(plane: &ControlPlane, pods: usize) -> anyhow::Result<()> {
+pub(crate) async fn assigned(plane: &ControlPlane, pods: usize) -> anyhow::Result<()> {
     let api: Api<AzureAssignedIdentity> = Api::namespaced(plane.client(), NAMESPACE);
     for _ in 0..600 {
         if api.list(&kube::api::ListParams::default()).await?.items.iter().filter(|object| object.is_assigned()).count()
@@ -239,20 +245,30 @@ async fn assigned(plane: &ControlPlane, pods: usize) -> anyhow::Result<()> {
     bail!("not all pods were assigned within a minute")
 }
 
-async fn publish(pods: &Api<Pod>, number: usize) -> anyhow::Result<()> {
+/// Gives a pod the address with this number.
+pub(crate) async fn publish(pods: &Api<Pod>, name: String, number: usize) -> anyhow::Result<()> {
     let patch = Patch::Merge(json!({"status": objects::status(number)}));
-    pods.patch_status(&format!("pod-{number}"), &PatchParams::default(), &patch).await?;
+    pods.patch_status(&name, &PatchParams::default(), &patch).await?;
     Ok(())
 }
 
-async fn prepare(plane: &ControlPlane) -> anyhow::Result<()> {
+/// The namespace, nodes, and so many identities with their bindings.
+pub(crate) async fn prepare(plane: &ControlPlane, nodes: &[&str], identities: usize) -> anyhow::Result<()> {
     let client = plane.client();
     create(&Api::<Namespace>::all(client.clone()), json!({"metadata": {"name": NAMESPACE}})).await?;
-    create(&Api::<Node>::all(client.clone()), json!({"metadata": {"name": NODE}})).await?;
-    for number in 0..IDENTITIES {
+    for node in nodes {
+        create(&Api::<Node>::all(client.clone()), json!({"metadata": {"name": node}})).await?;
+    }
+    for number in 0..identities {
         create(&Api::<AzureIdentity>::namespaced(client.clone(), NAMESPACE), objects::identity(number)).await?;
         create(&Api::<AzureIdentityBinding>::namespaced(client.clone(), NAMESPACE), objects::binding(number)).await?;
     }
+    Ok(())
+}
+
+/// Creates pods, some at a time.
+pub(crate) async fn create_all(api: &Api<Pod>, pods: impl Iterator<Item = serde_json::Value>) -> anyhow::Result<()> {
+    stream::iter(pods).map(|pod| create(api, pod)).buffer_unordered(IN_FLIGHT).try_collect::<Vec<()>>().await?;
     Ok(())
 }
 

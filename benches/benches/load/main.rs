@@ -1,12 +1,14 @@
 //! Load on the node: the daemon as it ships, behind real netfilter in network namespaces, beside a bare hyper server.
 //!
-//! `cargo xtask bench` calls it with `tokens` or `cluster` and `--quick` and sets the variables; it prints rows of JSON. It
-//! needs root, or a kernel that gives users namespaces. Its other words (`bare`, `generate`) are for itself.
+//! `cargo xtask bench` calls it with `tokens`, `cluster` or `growth` and `--quick` and sets the variables; it prints rows of
+//! JSON. It needs root, or a kernel that gives users namespaces. Its other words (`bare`, `generate`) are for itself.
 
 mod client;
 mod cluster;
 mod generator;
+mod growth;
 mod objects;
+mod profile;
 mod rows;
 mod servers;
 mod stage;
@@ -33,39 +35,51 @@ const PODS: usize = 250;
 fn main() -> anyhow::Result<()> {
     // `cargo bench` adds `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let quick = words.iter().any(|word| word == "--quick");
+    match words.iter().map(String::as_str).filter(|word| *word != "--quick").collect::<Vec<_>>().as_slice() {
         ["bare", listen, size] => servers::bare(listen.parse()?, size.parse()?),
         ["generate", plan] => print(&generator::run(serde_json::from_str(plan)?)?),
-        ["cluster", more @ ..] if more.iter().all(|word| *word == "--quick") => {
-            measure(None, more.contains(&"--quick"))
-        }
-        ["tokens", more @ ..] if more.iter().all(|word| *word == "--quick" || tokens::PARTS.contains(word)) => {
-            let parts: Vec<&str> = more.iter().copied().filter(|word| *word != "--quick").collect();
-            measure(Some(if parts.is_empty() { &tokens::PARTS } else { &parts }), more.contains(&"--quick"))
+        ["cluster"] => measure(&What::Cluster, quick),
+        ["growth"] => measure(&What::Growth, quick),
+        ["tokens"] => measure(&What::Tokens(&tokens::PARTS), quick),
+        ["tokens", parts @ ..] if parts.iter().all(|part| tokens::PARTS.contains(part) || *part == tokens::PROFILE) => {
+            measure(&What::Tokens(parts), quick)
         }
         _ => bail!(
-            "usage: cargo bench --bench load -- tokens|cluster [--quick]  (`cargo xtask bench` sets what else it needs); for a \
-             profile, only some of the tokens: {}",
-            tokens::PARTS.join(" ")
+            "usage: cargo bench --bench load -- tokens|cluster|growth [--quick]  (`cargo xtask bench` sets what else it \
+             needs); or only some of the tokens: {} {}",
+            tokens::PARTS.join(" "),
+            tokens::PROFILE
         ),
     }
 }
 
-/// Some parts of the token path, or what depends on a cluster.
-fn measure(parts: Option<&[&str]>, quick: bool) -> anyhow::Result<()> {
+/// What is to be measured.
+enum What<'a> {
+    /// Some parts of the token path; objects from manifests.
+    Tokens(&'a [&'a str]),
+    /// What depends on a cluster.
+    Cluster,
+    /// How it grows; on a cluster as well.
+    Growth,
+}
+
+fn measure(what: &What<'_>, quick: bool) -> anyhow::Result<()> {
     let programs =
         Programs { node: variable("IDENTITY_NODE")?.into(), controller: variable("IDENTITY_CONTROLLER")?.into() };
     let assets = PathBuf::from(variable("KUBEBUILDER_ASSETS")?);
     // On disk, as a container's log is: a log in memory would be cheaper.
     let work = tempfile::tempdir_in(Path::new(&variable("BENCH_DIR")?))?;
-    let namespaces = Namespaces::new(work.path(), PODS)?;
+    let pods = if matches!(what, What::Growth) { growth::MOST_PODS } else { PODS };
+    let namespaces = Namespaces::new(work.path(), pods)?;
     let netns = namespaces.pods();
     let runtime = tokio::runtime::Runtime::new()?;
     let rows = runtime.block_on(async {
         let measured = async {
-            match parts {
-                Some(parts) => tokens::measure(&programs, netns, work.path(), PODS, parts, quick).await,
-                None => cluster::measure(&programs, &assets, netns, work.path(), PODS, quick).await,
+            match what {
+                What::Tokens(parts) => tokens::measure(&programs, netns, work.path(), pods, parts, quick).await,
+                What::Cluster => cluster::measure(&programs, &assets, netns, work.path(), pods, quick).await,
+                What::Growth => growth::measure(&programs, &assets, netns, work.path(), quick).await,
             }
         };
         tokio::select! {

@@ -30,14 +30,19 @@ pub(crate) fn binding(number: usize) -> Value {
 }
 
 pub(crate) fn pod(number: usize) -> Value {
+    pod_on(NODE, &format!("pod-{number}"), number, IDENTITIES)
+}
+
+/// The pod with this number on a node whose pods have so many identities between them.
+pub(crate) fn pod_on(node: &str, name: &str, number: usize, identities: usize) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
-            "name": format!("pod-{number}"), "namespace": NAMESPACE, "uid": format!("00000000-0000-4000-8003-{number:012}"),
-            "labels": {"aadpodidbinding": format!("id-{}", number % IDENTITIES), "app": "bench"},
+            "name": name, "namespace": NAMESPACE, "uid": format!("00000000-0000-4000-8003-{number:012}"),
+            "labels": {"aadpodidbinding": format!("id-{}", number % identities), "app": "bench"},
         },
         "spec": {
-            "nodeName": NODE, "serviceAccountName": "default",
+            "nodeName": node, "serviceAccountName": "default",
             "containers": [{"name": "main", "image": "example.invalid/app"}],
         },
     })

@@ -103,6 +103,9 @@ pub(crate) struct Stage {
     pub(crate) node: Process,
     _controller: Process,
     pub(crate) keeper: Keeper,
+    program: PathBuf,
+    source: Vec<String>,
+    logs: PathBuf,
     pub(crate) pods: PathBuf,
     /// How often upstream was asked.
     pub(crate) asked: Arc<AtomicU64>,
@@ -135,21 +138,20 @@ impl Stage {
         // Not beside the manifests: the daemons watch what changes there.
         let logs = work.join("logs");
         fs::create_dir_all(&logs)?;
-        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let start = |name: &str, program: &Path, more: Vec<String>, source: Vec<String>| {
-            // As in the manifests in deploy/: the log, and so the audit, as JSON; here into a file.
-            let line: Vec<String> = source.into_iter().chain(words("--log-format=json")).chain(more).collect();
-            keeper.spawn(name, program, &line, &[], &logs.join(format!("{name}.log")))
-        };
-        let mut controller = start("controller", &programs.controller, words("--holder bench"), controller_source)?;
+        let line = [controller_source, words("--log-format=json --holder bench")].concat();
+        let mut controller =
+            keeper.spawn("controller", &programs.controller, &line, &[], &logs.join("controller.log"))?;
         ready(&mut controller, CONTROLLER_PROBE).await?;
-        let more = words(&format!(
-            "--node-name {NODE} --node-address {NODE_ADDRESS} --metadata-endpoint http://{UPSTREAM}",
-            NODE = super::NODE
-        ));
-        let mut node = start("node", &programs.node, more, node_source)?;
-        ready(&mut node, NODE_PROBE).await?;
-        Ok(Self { node, _controller: controller, keeper, pods, asked, upstream })
+        let node = start_node(&keeper, &programs.node, super::NODE, &node_source, &logs).await?;
+        let program = programs.node.clone();
+        Ok(Self { node, _controller: controller, keeper, program, source: node_source, logs, pods, asked, upstream })
+    }
+
+    /// Ends the node daemon and starts one for the node of another name.
+    pub(crate) async fn move_to(&mut self, node: &str) -> anyhow::Result<()> {
+        self.node.stop(Duration::from_secs(10)).await;
+        self.node = start_node(&self.keeper, &self.program, node, &self.source, &self.logs).await?;
+        Ok(())
     }
 
     /// Starts the bare server with bodies of `size` bytes.
@@ -172,6 +174,27 @@ impl Stage {
         OpenOptions::new().write(true).open(self.node.log())?.set_len(0)?;
         Ok(())
     }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+async fn start_node(
+    keeper: &Keeper,
+    program: &Path,
+    name: &str,
+    source: &[String],
+    logs: &Path,
+) -> anyhow::Result<Process> {
+    // As in the manifests in deploy/: the log, and so the audit, as JSON; here into a file.
+    let more = words(&format!(
+        "--log-format=json --node-name {name} --node-address {NODE_ADDRESS} --metadata-endpoint http://{UPSTREAM}"
+    ));
+    let line = [source.to_vec(), more].concat();
+    let mut node = keeper.spawn("node", program, &line, &[], &logs.join("node.log"))?;
+    ready(&mut node, NODE_PROBE).await?;
+    Ok(node)
 }
 
 /// Runs a load in a process of its own.

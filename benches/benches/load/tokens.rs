@@ -18,6 +18,7 @@ use super::{
     generator::{Outcome, Pace, Plan, count},
     now,
     objects::{self, IDENTITIES, RESOURCE},
+    profile::{self, Whose},
     rows::{Row, median},
     stage::{BARE, METADATA, Programs, REDIRECTED, Stage, UPSTREAM, address, load, processor},
 };
@@ -27,6 +28,8 @@ const BESIDE: &str = "the bare hyper server with the same body, same run, altern
 
 /// What there is to measure.
 pub(crate) const PARTS: [&str; 4] = ["warm", "rates", "fair", "cold"];
+/// And what is run only when it is named.
+pub(crate) const PROFILE: &str = "profile";
 
 /// How much of it.
 struct Extent {
@@ -36,6 +39,7 @@ struct Extent {
     rates: [(u32, u32, usize); 3],
     cold: (u32, usize),
     fair: (u32, usize),
+    profile: (u64, usize),
 }
 
 const FULL: Extent = Extent {
@@ -44,6 +48,7 @@ const FULL: Extent = Extent {
     rates: [(100, 1000, 5), (1000, 8000, 7), (5000, 20_000, 5)],
     cold: (50, 5),
     fair: (500, 3),
+    profile: (6000, 3),
 };
 const QUICK: Extent = Extent {
     rounds: 5,
@@ -51,6 +56,7 @@ const QUICK: Extent = Extent {
     rates: [(100, 200, 3), (1000, 2000, 5), (5000, 5000, 3)],
     cold: (25, 2),
     fair: (250, 1),
+    profile: (3000, 2),
 };
 
 pub(crate) async fn measure(
@@ -73,6 +79,7 @@ pub(crate) async fn measure(
                 }
             }
             "fair" => rows.extend(bench.fair(&extent).await?),
+            PROFILE => rows.extend(bench.profile(&extent, work).await?),
             _ => rows.extend(bench.cold(&extent).await?),
         }
     }
@@ -214,9 +221,17 @@ impl Bench {
             latency,
             processor,
             us("p50_us", format!("median {what}"), &each(|[ours, _]| ours.0.p50)),
+            us("p90_us", format!("90th percentile {what}"), &each(|[ours, _]| ours.0.p90)),
             us("p99_us", format!("99th percentile {what}"), &each(|[ours, _]| ours.0.p99)),
             us("p999_us", format!("99.9th percentile {what}"), &each(|[ours, _]| ours.0.p999)),
+            us("bare_p50_us", format!("the bare server's median at {rate}/s"), &each(|[_, bare]| bare.0.p50)),
+            us("bare_p90_us", format!("the bare server's 90th percentile at {rate}/s"), &each(|[_, bare]| bare.0.p90)),
             us("bare_p99_us", format!("the bare server's 99th percentile at {rate}/s"), &each(|[_, bare]| bare.0.p99)),
+            us(
+                "bare_p999_us",
+                format!("the bare server's 99.9th percentile at {rate}/s"),
+                &each(|[_, bare]| bare.0.p999),
+            ),
             us("cpu_us", format!("processor time for a token at {rate}/s"), &each(|[ours, _]| ours.1)),
             us("bare_cpu_us", format!("the bare server's at {rate}/s"), &each(|[_, bare]| bare.1)),
         ])
@@ -276,6 +291,25 @@ impl Bench {
         let worst: Vec<f64> = (0..rounds).map(|round| beside.iter().map(|s| s[round]).fold(0.0, f64::max)).collect();
         rows.insert(0, Row::new("fair_p99_ms", "the worst of the three rows that follow", "ms", &worst).at_most(5.0));
         rows.push(Row::new("fair_p99_ms_alone", "the same pod with nobody beside it", "ms", &alone));
+        Ok(rows)
+    }
+
+    /// Where the processor time of a warm token goes, and that of the bare server's answer.
+    async fn profile(&self, extent: &Extent, work: &Path) -> anyhow::Result<Vec<Row>> {
+        let (millis, rounds) = extent.profile;
+        let pace = Pace::Closed { millis };
+        let file = work.join("perf.data");
+        let mut rows = Vec::new();
+        for (whose, target, server) in [(Whose::Node, METADATA, &self.stage.node), (Whose::Bare, BARE, &self.bare)] {
+            let mut profiles = Vec::new();
+            for _ in 0..rounds {
+                self.stage.empty_log()?;
+                let recording = profile::record(server.id(), Duration::from_millis(millis), &file);
+                let (profile, (_, micros)) = tokio::try_join!(recording, self.run(target, server, pace))?;
+                profiles.push((profile, micros));
+            }
+            rows.extend(profile::rows(whose, &profiles));
+        }
         Ok(rows)
     }
 
