@@ -3,6 +3,9 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::{SignedDuration, civil::Date};
+
+use crate::azure::Azure;
 
 /// A node without a cluster: emulators of Entra and IMDS, pods in network namespaces, and the product's two binaries between them.
 #[derive(Debug, Parser)]
@@ -24,12 +27,26 @@ pub(crate) enum Command {
     /// Switch faults on or off: `fault NAME on|off [NAME on|off]…`.
     ///
     /// Of Entra: entra-down entra-429 entra-503 entra-hang. Of IMDS: imds-down imds-404 imds-410 imds-429
-    /// imds-429-once imds-500 imds-503 imds-hang. Of the API server, with --kube: api-down.
+    /// imds-429-once imds-500 imds-503 imds-hang. Of Key Vault: vault-down vault-forbidden vault-429 vault-503 vault-hang.
+    /// Of the API server, with --kube: api-down.
     Fault {
         /// Pairs of a fault's name and `on` or `off`.
         #[arg(required = true, num_args = 2.., value_name = "NAME on|off")]
         switches: Vec<String>,
     },
+    /// Change what Azure knows while the lab runs: credentials, groups, Key Vaults; count what was asked of it.
+    #[command(subcommand)]
+    Azure(Azure),
+    /// Show or move the lab's own clock: what both binaries, the emulators and what the lab stamps go by.
+    ///
+    /// For a lab that was started with `up --clock`. Timers (the monotonic clock) and kube-apiserver keep the machine's time.
+    Clock {
+        #[command(subcommand)]
+        change: Option<Clock>,
+    },
+    /// Make a key with a self-signed certificate for an application: certificate.pem, key.pem, bundle.pem (both) and
+    /// credential.p12 in a directory.
+    Credential(NewCredential),
     /// Show the lab. Succeeds when it is ready and all its processes run.
     Status,
     /// Take the lab down, whatever state it is in; nothing stays behind.
@@ -51,6 +68,9 @@ pub(crate) enum Command {
         /// `FILE=REPLACED`
         #[arg(long)]
         bind: Vec<String>,
+        /// `NAME=VALUE` for the command.
+        #[arg(long)]
+        env: Vec<String>,
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
@@ -71,6 +91,9 @@ pub(crate) struct Up {
     /// The project's deploy directory, for --kube [default: that of the checkout this program was built in].
     #[arg(long, value_name = "DIR")]
     pub(crate) deploy: Option<PathBuf>,
+    /// Have both binaries and the emulators follow a clock of the lab's own, which begins now or at this time (RFC 3339).
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "now")]
+    pub(crate) clock: Option<String>,
     /// Only node, pods and emulators.
     #[arg(long, hide = true)]
     pub(crate) no_binaries: bool,
@@ -79,6 +102,41 @@ pub(crate) struct Up {
     pub(crate) detached: bool,
     #[command(flatten)]
     pub(crate) assets: Assets,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Clock {
+    /// Set it to a time, from where it goes on.
+    Set {
+        /// Such as 2026-11-27T23:59:00-08:00.
+        time: String,
+    },
+    /// Set it ahead of the machine's by this much, or behind: `offset 1h30m`, `offset -10s`.
+    Offset {
+        /// Such as 1h30m or -10s.
+        #[arg(allow_hyphen_values = true)]
+        by: SignedDuration,
+    },
+    /// Back to the machine's time.
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewCredential {
+    /// Where to.
+    pub(crate) directory: PathBuf,
+    /// The certificate's common name.
+    #[arg(long, default_value = "identity-lab")]
+    pub(crate) name: String,
+    /// First day of its validity.
+    #[arg(long, value_name = "DATE", default_value = "2020-01-01")]
+    pub(crate) from: Date,
+    /// The day on which its validity ends.
+    #[arg(long, value_name = "DATE", default_value = "2049-12-31")]
+    pub(crate) to: Date,
+    /// Password of the PKCS#12 file.
+    #[arg(long, default_value = "")]
+    pub(crate) password: String,
 }
 
 #[derive(Debug, Args)]

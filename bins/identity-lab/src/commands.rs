@@ -13,11 +13,12 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use identity_lab::{
-    emulator::{self, control},
+    emulator::{self, control, credentials},
     files,
     kube::ControlPlane,
     node::{
-        cleanup,
+        self, cleanup,
+        clock::LabClock,
         enter::{self, Enter},
         hold::{self, API_DOWN, API_DOWN_IN_FORCE, Options, Parts},
         place::Place,
@@ -25,10 +26,14 @@ use identity_lab::{
     },
     process,
 };
+use jiff::SignedDuration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{Assets, Cli, Command, Exec, Kube, Style, Up};
+use crate::{
+    azure::{self, Azure},
+    cli::{Assets, Cli, Clock, Command, Exec, Kube, NewCredential, Style, Up},
+};
 
 /// The exit code of `exec` when there is nothing to execute in, as of `env`, `timeout` and `docker`.
 const NOT_READY: u8 = 125;
@@ -41,8 +46,11 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Up(up) if up.hold => hold_lab(&place, up),
         Command::Up(up) => up_detached(&place, &up),
         Command::Exec(exec) => return failed_exec(exec_in_pod(&place, &exec)),
-        Command::Enter { netns, bind, command } => return failed_exec(enter(netns, &bind, &command)),
+        Command::Enter { netns, bind, env, command } => return failed_exec(enter(netns, &bind, &env, &command)),
         Command::Fault { switches } => fault(&place, &switches),
+        Command::Azure(azure) => change_azure(&place, azure),
+        Command::Clock { change } => clock(&place, change.as_ref()),
+        Command::Credential(new) => credential(&new),
         Command::Status => return status(&place),
         Command::Down => down(&place, "lab"),
         Command::Kube(Kube::Up { assets }) => kube_up(&beside(&place), &assets),
@@ -85,7 +93,7 @@ fn hold_lab(place: &Place, up: Up) -> anyhow::Result<()> {
         return Err(error.into());
     }
     let binaries = if up.no_binaries { None } else { program.parent().map(Path::to_owned) };
-    let options = Options { place: place.clone(), manifests, kube, program, binaries, rootless };
+    let options = Options { place: place.clone(), manifests, kube, program, binaries, rootless, clock: up.clock };
     runtime()?.block_on(async {
         let shutdown = end_on_signals()?;
         let foreground = !up.detached;
@@ -111,6 +119,7 @@ fn up_detached(place: &Place, up: &Up) -> anyhow::Result<()> {
     path("--manifests", &up.manifests);
     path("--deploy", &up.deploy);
     path("--assets", &up.assets.assets);
+    path("--clock", &up.clock.as_ref().map(PathBuf::from));
     arguments.extend(
         [(up.kube, "--kube"), (up.no_binaries, "--no-binaries")]
             .into_iter()
@@ -203,12 +212,15 @@ fn find_pod(place: &Place, namespace: &str, name: &str) -> Result<(Record, PodRe
     Err(String::new())
 }
 
-fn enter(netns: PathBuf, binds: &[String], command: &[OsString]) -> (u8, String) {
+fn enter(netns: PathBuf, binds: &[String], variables: &[String], command: &[OsString]) -> (u8, String) {
     let split = |bind: &String| bind.split_once('=').map(|(from, to)| (PathBuf::from(from), PathBuf::from(to)));
     let Some(binds) = binds.iter().map(split).collect() else {
         return (NOT_READY, "--bind needs FILE=REPLACED".to_owned());
     };
-    Enter { netns, binds, ..Enter::default() }.exec(command, &[])
+    let Some(variables) = variables.iter().map(|pair| pair.split_once('=')).collect::<Option<Vec<_>>>() else {
+        return (NOT_READY, "--env needs NAME=VALUE".to_owned());
+    };
+    Enter { netns, binds, ..Enter::default() }.exec(command, &variables)
 }
 
 fn failed_exec((code, why): (u8, String)) -> ExitCode {
@@ -217,9 +229,7 @@ fn failed_exec((code, why): (u8, String)) -> ExitCode {
 }
 
 fn fault(place: &Place, switches: &[String]) -> anyhow::Result<()> {
-    let record = Record::read(place)
-        .filter(Record::alive)
-        .ok_or_else(|| anyhow!("no lab is running in {}", place.root().display()))?;
+    let record = running(place)?;
     let mut pairs = Vec::new();
     for pair in switches.chunks(2) {
         match pair {
@@ -265,6 +275,50 @@ fn fault(place: &Place, switches: &[String]) -> anyhow::Result<()> {
         on.push(API_DOWN.to_owned());
     }
     say(&format!("on: {}\n", if on.is_empty() { "none".to_owned() } else { on.join(" ") }));
+    Ok(())
+}
+
+fn running(place: &Place) -> anyhow::Result<Record> {
+    Record::read(place).filter(Record::alive).ok_or_else(|| anyhow!("no lab is running in {}", place.root().display()))
+}
+
+fn change_azure(place: &Place, azure: Azure) -> anyhow::Result<()> {
+    running(place)?;
+    say(&runtime()?.block_on(azure::obey(place, azure))?);
+    Ok(())
+}
+
+fn clock(place: &Place, change: Option<&Clock>) -> anyhow::Result<()> {
+    let record = running(place)?;
+    let file = record.clock.context("this lab goes by the machine's clock: start it with `up --clock`")?;
+    let distance = match change {
+        None => None,
+        Some(Clock::Set { time }) => Some(node::clock::machine_distance(time).map_err(|why| anyhow!(why))?),
+        Some(Clock::Offset { by }) => Some(*by),
+        Some(Clock::Off) => Some(SignedDuration::ZERO),
+    };
+    if let Some(distance) = distance {
+        node::clock::set(place, distance)?;
+    }
+    let clock = LabClock::of(&file);
+    let far = clock.distance();
+    say(&format!("{} ({}{far:#} from the machine's)\n", clock.now(), if far.is_negative() { "" } else { "+" }));
+    Ok(())
+}
+
+fn credential(new: &NewCredential) -> anyhow::Result<()> {
+    let pair = credentials::self_signed_rsa_between(&new.name, new.from, new.to)?;
+    let bundle = credentials::pkcs12(&pair, &new.password)?;
+    files::private_directory(&new.directory)?;
+    let both = format!("{}{}", pair.key_pem, pair.certificate_pem);
+    for (name, content) in [
+        ("certificate.pem", pair.certificate_pem.as_bytes()),
+        ("key.pem", pair.key_pem.as_bytes()),
+        ("bundle.pem", both.as_bytes()),
+        ("credential.p12", &bundle),
+    ] {
+        files::write_secret(&new.directory.join(name), content)?;
+    }
     Ok(())
 }
 

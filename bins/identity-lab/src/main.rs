@@ -1,5 +1,6 @@
 //! `identity-lab`: a node, its pods and the part of Azure they need, on one machine.
 
+mod azure;
 mod cli;
 mod commands;
 

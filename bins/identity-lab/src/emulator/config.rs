@@ -417,7 +417,7 @@ pub struct Pem(String);
 
 impl Pem {
     /// The text, read from the file when this is a path.
-    pub(super) fn load(&self) -> std::io::Result<String> {
+    pub(crate) fn load(&self) -> std::io::Result<String> {
         if self.0.trim_start().starts_with("-----BEGIN") {
             return Ok(self.0.clone());
         }

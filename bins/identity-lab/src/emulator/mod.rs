@@ -32,6 +32,7 @@ mod http;
 mod imds;
 mod keyvault;
 mod log;
+mod oidc;
 mod signer;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::{Layer as _, util::BoxCloneSyncService};
 
+pub(crate) use self::clock::distance;
 pub use self::{
     change::Change,
     clock::{Clock, ManualClock},

@@ -51,6 +51,8 @@ use crate::{
 
 /// How long the parts may take to be ready. The API server itself needs 2–5 s on an idle machine.
 const READY: Duration = Duration::from_mins(2);
+/// The issuer of service accounts' tokens. Its keys are RSA, the only ones that Entra takes for federated credentials.
+pub const SERVICE_ACCOUNT_ISSUER: &str = "https://kubernetes.default.svc";
 /// How long a part may take to end by itself.
 const GRACE: Duration = Duration::from_secs(8);
 
@@ -527,7 +529,7 @@ fn start_apiserver(keeper: &Keeper, assets: &Path, work: &Path, port: u16, etcd:
         format!("--tls-private-key-file={}", file("apiserver.key")),
         format!("--client-ca-file={}", file("ca.crt")),
         "--authorization-mode=RBAC".to_owned(),
-        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-issuer={SERVICE_ACCOUNT_ISSUER}"),
         format!("--service-account-key-file={}", file("service-account.pub")),
         format!("--service-account-signing-key-file={}", file("service-account.key")),
         "--service-cluster-ip-range=10.0.0.0/24".to_owned(),

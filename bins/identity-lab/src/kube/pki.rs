@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize,
 };
 use serde_json::{Value, json};
 
@@ -47,8 +47,8 @@ impl Pki {
         put("ca.crt", &self.ca_pem)?;
         put("apiserver.crt", &certificate.pem())?;
         put("apiserver.key", &key.serialize_pem())?;
-        // PKCS#8 EC keys are read for signing, but not as a source of the public half: that gets its own file.
-        let account = KeyPair::generate()?;
+        // PKCS#8 keys are read for signing, but not as a source of the public half: that gets its own file.
+        let account = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
         put("service-account.key", &account.serialize_pem())?;
         put("service-account.pub", &account.public_key_pem())
     }

@@ -1,11 +1,19 @@
 //! The emulators as a process of their own in Azure's network namespace, and how manifests reach them.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    fs::OpenOptions,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::Path,
+    time::Duration,
+};
 
 use super::{
     Error,
+    accounts::ISSUER_HOST,
+    clock::LabClock,
     network::{AZURE_ADDRESS, METADATA_ADDRESS},
-    place::{CLOCK, Place},
+    place::Place,
 };
 use crate::{
     emulator::{
@@ -21,8 +29,8 @@ use crate::{
 const READY: Duration = Duration::from_secs(30);
 
 /// Names of public services that resolve to the emulators, on the node and in pods. (A hosts file has no wildcards: names of
-/// single vaults are given in `lab.yaml`.)
-const NAMES: [&str; 7] = [
+/// vaults are added as manifests name them.)
+const NAMES: [&str; 8] = [
     "login.microsoftonline.com",
     "login.microsoftonline.us",
     "login.partner.microsoftonline.cn",
@@ -30,19 +38,31 @@ const NAMES: [&str; 7] = [
     "login.windows.net",
     "sts.windows.net",
     "management.azure.com",
+    ISSUER_HOST,
 ];
 
 /// Lines of a hosts file.
 pub(super) fn hosts(overrides: &Overrides) -> String {
-    let names: Vec<&str> = NAMES.into_iter().chain(overrides.hosts.iter().map(String::as_str)).collect();
-    format!("{AZURE_ADDRESS} {}\n", names.join(" "))
+    line(NAMES.into_iter().chain(overrides.hosts.iter().map(String::as_str)))
+}
+
+/// One line of a hosts file.
+pub(super) fn line<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    format!("{AZURE_ADDRESS} {}\n", names.collect::<Vec<_>>().join(" "))
+}
+
+/// Adds a line to a hosts file. In place and in one go: the file may be mounted over another, which shows what it is but not what
+/// is renamed over it, and whoever reads it meanwhile finds all of the line or nothing.
+pub(super) fn append(file: &Path, line: &str) -> io::Result<()> {
+    OpenOptions::new().append(true).open(file)?.write_all(line.as_bytes())
 }
 
 /// Makes the authority and its certificates and writes the emulators' configuration.
-pub(super) fn configure(place: &Place, overrides: &Overrides) -> Result<(), Error> {
+pub(super) fn configure(place: &Place, overrides: &Overrides, clock: &LabClock) -> Result<(), Error> {
     let failed = |source: crate::emulator::ca::Error| Error::Authority(source.to_string());
     let authority = Authority::generate().map_err(failed)?;
-    let extra = NAMES.into_iter().chain(overrides.hosts.iter().map(String::as_str));
+    let vaults = overrides.vaults.iter().map(|vault| vault.host.as_str());
+    let extra = NAMES.into_iter().chain(overrides.hosts.iter().map(String::as_str)).chain(vaults);
     let mut names: Vec<&str> = HOSTS.to_vec();
     names.extend(extra.filter(|name| !HOSTS.contains(name)));
     let server = authority.issue(&names).map_err(failed)?;
@@ -73,7 +93,7 @@ pub(super) fn configure(place: &Place, overrides: &Overrides) -> Result<(), Erro
         }),
         key_vault: overrides.key_vault.clone(),
         directory: Directory::default(),
-        clock: Some(place.file(CLOCK)),
+        clock: clock.file().map(Path::to_owned),
         faults: overrides.faults.clone(),
         control: Some(place.file("emulator.sock")),
         request_log: Some(place.file("requests.jsonl")),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,7 +30,14 @@ use super::{
     kubelet::{Kubelet, NODE_ADDRESS, NODE_NAME, PodView},
     place::Place,
 };
-use crate::{kube::ControlPlane, manifest};
+use crate::{
+    emulator::{Issuer, IssuerServer, Pem},
+    kube::ControlPlane,
+    manifest,
+};
+
+/// The API server issues no token for less, in seconds.
+const SHORTEST: u32 = 600;
 
 /// Where the product's own namespace and accounts come from.
 const NAMESPACE: &str = "entra-pod-identity";
@@ -94,6 +102,7 @@ impl Cluster {
             |objects: &[Value]| objects.iter().map(|object| format!("---\n{object}\n")).collect::<Vec<_>>().concat();
         let plane = ControlPlane::start_with(&parts.assets, &lab.file("kube"), &[text(&crds)]).await?;
         plane.apply_yaml(&text(&rest)).await?;
+        plane.apply_yaml(&discovery().to_string()).await?;
         let client = plane.client();
         let nodes: Api<Node> = Api::all(client.clone());
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE_NAME } });
@@ -152,7 +161,7 @@ impl Cluster {
 
     /// What the emulators are to be seeded from.
     pub(super) fn objects(&self) -> Vec<Value> {
-        let snapshots = [self.identities.borrow().clone(), self.secrets.borrow().clone()];
+        let snapshots = [&self.identities, &self.secrets, &self.pods].map(|kind| kind.borrow().clone());
         snapshots.into_iter().flatten().flat_map(|snapshot| snapshot.values().cloned().collect::<Vec<_>>()).collect()
     }
 
@@ -236,6 +245,39 @@ impl Cluster {
         failures
     }
 
+    /// The API server as the issuer of its service accounts' tokens.
+    pub(super) fn issuer(&self, lab: &Place) -> Issuer {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.plane.port()));
+        let ca = Pem::from(lab.file("kube").join("ca.crt").display().to_string());
+        Issuer {
+            issuer: crate::kube::SERVICE_ACCOUNT_ISSUER.to_owned(),
+            jwks: None,
+            server: Some(IssuerServer { address, ca }),
+        }
+    }
+
+    /// A token as a kubelet requests it for a projected volume, and its lifetime, which the API server may make longer.
+    pub(super) async fn projected(
+        &self,
+        (namespace, name): (&str, &str),
+        audience: &str,
+        lifetime: u32,
+    ) -> Result<(String, u32), Error> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.plane.client(), namespace);
+        let lifetime = lifetime.max(SHORTEST);
+        let spec = TokenRequestSpec {
+            audiences: Some(vec![audience.to_owned()]),
+            expiration_seconds: Some(lifetime.into()),
+            ..TokenRequestSpec::default()
+        };
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let answer = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await
+            .map_err(crate::kube::Error::from)?;
+        Ok((answer.status.and_then(|status| status.token).unwrap_or_default(), lifetime))
+    }
+
     /// A token of the pod's service account, bound to the pod; none when the account does not exist (yet).
     pub(super) async fn token(&self, pod: &PodView) -> Option<String> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.plane.client(), &pod.namespace);
@@ -307,6 +349,17 @@ impl Cluster {
         self.tasks.shutdown().await;
         self.plane.stop().await;
     }
+}
+
+/// Lets everybody read the issuer's discovery and keys, as clusters do that Entra is to trust.
+fn discovery() -> Value {
+    let group = "rbac.authorization.k8s.io";
+    json!({
+        "apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding",
+        "metadata": { "name": "identity-lab-issuer-discovery" },
+        "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": "system:service-account-issuer-discovery" },
+        "subjects": [{ "apiGroup": group, "kind": "Group", "name": "system:unauthenticated" }],
+    })
 }
 
 /// What an operator grants beside identities with a credential (`examples/secret-access`): the node may read the Secrets that

@@ -3,8 +3,6 @@
 use std::{
     ffi::OsString,
     fs,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,11 +16,14 @@ use super::{
     Error,
     accounts::Accounts,
     azure, cleanup,
+    clock::{LabClock, machine},
     cluster::{Cluster, Work},
     kubelet::{NODE_ADDRESS, NODE_NAME, PodView},
     network::Network,
     place::Place,
     pods::{Pods, RESOLV},
+    projected::{NODE_ACCOUNT, Volume},
+    ready::{READY, probe, tools, wait},
     record::{ProcessRecord, Record},
     relay,
     sync::{OVERRIDES, Sync},
@@ -32,15 +33,13 @@ use crate::{
     files,
     kube::ControlPlane,
     process::{self, Keeper, Process},
-    seed::{self, Overrides},
+    seed::{self, Overrides, World},
 };
 
-/// How long a process may take to be ready.
-const READY: Duration = Duration::from_mins(1);
 /// How long it may take to end.
 const GRACE: Duration = Duration::from_secs(8);
-/// How often readiness is looked at.
-const LOOK: Duration = Duration::from_millis(40);
+/// How often it is looked whether the projected token is to be replaced.
+const LOOK_AT_TOKEN: Duration = Duration::from_millis(250);
 /// Probe ports on the node's loopback.
 const NODE_PROBE: u16 = 8085;
 const CONTROLLER_PROBE: u16 = 8080;
@@ -66,6 +65,8 @@ pub struct Options {
     pub binaries: Option<PathBuf>,
     /// Whether this process is root only in its own user namespace.
     pub rootless: bool,
+    /// When a clock of the lab's own begins (`now` or an RFC 3339 time); none: `lab.yaml` says, or it is the machine's.
+    pub clock: Option<String>,
 }
 
 /// Builds the lab, says `ready`, follows its manifests until `shutdown`, and takes it down. Leaves nothing behind, also when it fails.
@@ -105,7 +106,12 @@ struct Lab {
     sync: Option<Sync>,
     watch: Option<Watch>,
     record: Record,
+    clock: LabClock,
+    volume: Volume,
+    world: World,
     seeded: String,
+    /// Names of vaults in hosts files.
+    vaults: Vec<String>,
 }
 
 impl Lab {
@@ -116,6 +122,12 @@ impl Lab {
             files::private_directory(&place.file(directory))?;
         }
         let overrides = read_overrides(options.manifests.as_deref())?;
+        let clock = match options.clock.as_deref().or(overrides.clock.as_deref()) {
+            Some(start) => LabClock::start(place, start)?,
+            None => LabClock::default(),
+        };
+        // Said now rather than when everything else is up.
+        clock.environment()?;
         let network = if options.rootless { Network::rootless(&place.file("netns"))? } else { Network::for_root() };
         let record = Record {
             rootless: options.rootless,
@@ -124,10 +136,11 @@ impl Lab {
             ca: place.file("ca.crt"),
             node_netns: place.netns("node"),
             azure_netns: place.netns("azure"),
+            clock: clock.file().map(Path::to_owned),
             ..Record::default()
         };
         cleanup::announce(place, &record)?;
-        azure::configure(place, &overrides)?;
+        azure::configure(place, &overrides, &clock)?;
         network.add_node(&record.node_netns, &record.azure_netns)?;
         let hosts = azure::hosts(&overrides);
         let node_hosts = format!("127.0.0.1 localhost\n::1 localhost\n{NODE_ADDRESS} {NODE_NAME}\n{hosts}");
@@ -135,6 +148,8 @@ impl Lab {
         files::write(&place.file("resolv.conf"), RESOLV.as_bytes(), 0o644, place.root())?;
 
         let pods = Pods::new(place, &network, &record.node_netns, &hosts);
+        let accounts = tokio::task::block_in_place(Accounts::new)?;
+        let volume = Volume::new(&place.file("projected"))?;
         let mut lab = Self {
             processes: Vec::new(),
             cluster: None,
@@ -143,11 +158,15 @@ impl Lab {
             overrides,
             network,
             pods,
-            accounts: Accounts::new()?,
+            world: World::new(accounts.issuer()),
+            accounts,
             sync: None,
             watch: None,
             record,
+            clock,
+            volume,
             seeded: String::new(),
+            vaults: Vec::new(),
             options,
         };
         lab.start_emulators().await?;
@@ -164,6 +183,7 @@ impl Lab {
         }
         lab.follow_manifests(&[]).await?;
         lab.follow_cluster().await?;
+        lab.project_token().await?;
         lab.start_binaries().await?;
         if lab.cluster.is_some() {
             lab.settle().await?;
@@ -189,10 +209,12 @@ impl Lab {
             format!("--netns={}", self.network.path(netns).display()),
             bind("hosts", "/etc/hosts"),
             bind("resolv.conf", "/etc/resolv.conf"),
-            "--".to_owned(),
         ];
+        // Given to `enter`, which gives it to the program alone: a preloaded library is not for what starts the program.
+        arguments.extend(environment.iter().map(|(key, value)| format!("--env={key}={value}")));
+        arguments.push("--".to_owned());
         arguments.extend_from_slice(line);
-        let process = self.keeper.spawn(name, &self.options.program, &arguments, environment, &place.log(name))?;
+        let process = self.keeper.spawn(name, &self.options.program, &arguments, &[], &place.log(name))?;
         self.note(&process, address);
         self.processes.push(process);
         Ok(self.processes.len() - 1)
@@ -216,7 +238,8 @@ impl Lab {
             self.options.place.file("emulator.json").display().to_string(),
         ];
         let netns = self.record.azure_netns.clone();
-        let index = self.spawn("emulators", &netns, &line, &[], "Entra 10.43.0.2:443, IMDS 169.254.169.254:80")?;
+        let address = "Entra and Key Vault 10.43.0.2:443, IMDS 169.254.169.254:80";
+        let index = self.spawn("emulators", &netns, &line, &[], address)?;
         let place = self.options.place.clone();
         wait(&mut self.processes[index], || azure::answers(&place)).await
     }
@@ -226,6 +249,15 @@ impl Lab {
         let cluster = Cluster::start(parts, &place).await?;
         let port = cluster.plane().port();
         let listener = self.network.within(&self.record.node_netns, move || relay::bind(port))?;
+        // The emulated Entra fetches the keys of the API server's tokens, whatever is between it and the node.
+        let other = self.network.within(&self.record.azure_netns, move || relay::bind(port))?;
+        self.relay.spawn(async move {
+            let (_up, always) = watch::channel(false);
+            if let Err(error) = relay::run(other, port, always, |_| {}).await {
+                tracing::error!(%error, "Entra is cut off the API server");
+            }
+        });
+        self.world = World::new(cluster.issuer(&place));
         let (fault, down) = watch::channel(false);
         let sign = place.file(API_DOWN_IN_FORCE);
         let in_force = move |down| {
@@ -257,7 +289,12 @@ impl Lab {
     async fn start_binaries(&mut self) -> Result<(), Error> {
         let Some(directory) = self.options.binaries.clone() else { return Ok(()) };
         let place = self.options.place.clone();
-        let environment = [("SSL_CERT_FILE".to_owned(), self.record.ca.display().to_string())];
+        let mut environment = vec![
+            ("SSL_CERT_FILE".to_owned(), self.record.ca.display().to_string()),
+            // The flag --federated-token-file, in the form that those who do not know it pass over.
+            ("ENTRA_POD_IDENTITY_FEDERATED_TOKEN_FILE".to_owned(), self.volume.file().display().to_string()),
+        ];
+        environment.extend(self.clock.environment()?);
         let source = |lab: &Self, account: &str| -> Result<Vec<String>, Error> {
             Ok(match &lab.cluster {
                 Some(cluster) => vec!["--kubeconfig".to_owned(), cluster.kubeconfig(account)?.display().to_string()],
@@ -319,6 +356,8 @@ impl Lab {
 
     /// Follows whatever changes until told to end.
     async fn follow(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+        let mut tokens = tokio::time::interval(LOOK_AT_TOKEN);
+        tokens.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let manifests = async {
                 match &mut self.watch {
@@ -337,6 +376,7 @@ impl Lab {
                 () = shutdown.cancelled() => return Ok(()),
                 deleted = manifests => self.follow_manifests(&deleted).await,
                 () = cluster => self.follow_cluster().await,
+                _ = tokens.tick() => self.project_token().await,
             };
             if let Err(error) = result {
                 tracing::error!(%error, "cannot follow a change");
@@ -347,7 +387,8 @@ impl Lab {
     /// Directory → emulators, pods, copy (or API server), in this order: what the product learns of is there.
     async fn follow_manifests(&mut self, deleted: &[OsString]) -> Result<(), Error> {
         let Some(sync) = &mut self.sync else { return Ok(()) };
-        let changes = sync.scan(deleted, || uuid::Uuid::new_v4().to_string(), &now().to_string())?;
+        let now = self.clock.now().to_string();
+        let changes = sync.scan(deleted, || uuid::Uuid::new_v4().to_string(), &now)?;
         for broken in &changes.broken {
             tracing::warn!("{broken}");
         }
@@ -370,7 +411,7 @@ impl Lab {
     async fn follow_cluster(&mut self) -> Result<(), Error> {
         let Some(cluster) = &mut self.cluster else { return Ok(()) };
         let objects = cluster.objects();
-        let work = cluster.work(&now().to_string());
+        let work = cluster.work(&self.clock.now().to_string());
         self.tell_azure(&objects).await;
         let Some(work) = work else { return Ok(()) };
         self.follow_pods(&work).await
@@ -418,7 +459,7 @@ impl Lab {
             };
             let token = match from_cluster {
                 Some(token) => token,
-                None => self.accounts.token(&pod, now())?,
+                None => self.accounts.token(&pod, self.clock.now())?,
             };
             if let Err(error) = tokio::task::block_in_place(|| self.pods.add(&pod, &token)) {
                 tracing::error!(%error, pod = format!("{}/{}", pod.namespace, pod.name), "no network for a pod");
@@ -429,7 +470,7 @@ impl Lab {
 
     /// Seeds the emulators, when what they must know changed.
     async fn tell_azure(&mut self, objects: &[Value]) {
-        let seed = seed::seed(objects, &self.overrides);
+        let seed = tokio::task::block_in_place(|| seed::seed(objects, &self.overrides, &mut self.world));
         let text = serde_json::to_string(&seed.directory).unwrap_or_default();
         if text == self.seeded {
             return;
@@ -441,6 +482,36 @@ impl Lab {
             Ok(()) => self.seeded = text,
             Err(error) => tracing::error!(%error, "the emulators refuse what the manifests say"),
         }
+        let hosts = seed.directory.vaults.iter().map(|vault| vault.host.to_ascii_lowercase());
+        let new: Vec<String> = hosts.filter(|host| !self.vaults.contains(host)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let line = azure::line(new.iter().map(String::as_str));
+        let named = tokio::task::block_in_place(|| {
+            azure::append(&self.options.place.file("hosts"), &line)?;
+            self.pods.add_hosts(&line)
+        });
+        match named {
+            Ok(()) => self.vaults.extend(new),
+            Err(error) => tracing::error!(%error, "vaults have no address in hosts files"),
+        }
+    }
+
+    /// Replaces identity-node's projected token when it is time.
+    async fn project_token(&mut self) -> Result<(), Error> {
+        // A real API server's clock is the machine's.
+        let now = if self.cluster.is_some() { machine() } else { self.clock.now() };
+        if !self.volume.due(now) {
+            return Ok(());
+        }
+        let told = &self.overrides.projected_token;
+        let (audience, lifetime) = (told.audience.as_str(), told.lifetime_seconds);
+        let (token, lifetime) = match &self.cluster {
+            None => (self.accounts.projected(NODE_ACCOUNT, audience, lifetime, now)?, lifetime),
+            Some(cluster) => cluster.projected(NODE_ACCOUNT, audience, lifetime).await?,
+        };
+        Ok(self.volume.put(&token, now, lifetime)?)
     }
 
     fn write_record(&mut self) -> Result<(), Error> {
@@ -470,58 +541,9 @@ fn plane_records(plane: &ControlPlane, address: &str) -> Vec<ProcessRecord> {
     plane.processes().map(record).collect()
 }
 
-/// Waits until `is_ready`, with an error when the process ends first or time runs out.
-async fn wait<F: Future<Output = bool>>(process: &mut Process, is_ready: impl Fn() -> F) -> Result<(), Error> {
-    let ready = async {
-        loop {
-            if let Some(status) = process.exited() {
-                return Err(format!("it ended ({status})"));
-            }
-            if is_ready().await {
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let result =
-        tokio::time::timeout(READY, ready).await.unwrap_or_else(|_| Err(format!("not after {} s", READY.as_secs())));
-    result.map_err(|why| Error::NotReady {
-        name: process.name().to_owned(),
-        why,
-        log: process.log().to_owned(),
-        words: process.last_words(),
-    })
-}
-
-/// `GET /readyz` on loopback: an error unless the answer is 200. Blocking; runs inside the node's network namespace.
-fn probe(port: u16) -> std::io::Result<()> {
-    const LIMIT: Duration = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut head = [0; 12];
-    stream.read_exact(&mut head)?;
-    if head.ends_with(b" 200") { Ok(()) } else { Err(std::io::Error::other("not ready")) }
-}
-
 fn read_overrides(manifests: Option<&Path>) -> Result<Overrides, Error> {
     let Some(path) = manifests.map(|directory| directory.join(OVERRIDES)).filter(|path| path.exists()) else {
         return Ok(Overrides::default());
     };
     Overrides::parse(&fs::read_to_string(&path)?).map_err(|message| Error::Overrides { path, message })
-}
-
-/// The programs that a lab cannot do without.
-fn tools() -> Result<(), Error> {
-    for (program, argument, package) in [("ip", "-V", "iproute2"), ("setpriv", "--version", "util-linux")] {
-        if let Err(process::Error::Spawn { source, .. }) = process::run(program, &[argument]) {
-            return Err(Error::Missing { program, package, source });
-        }
-    }
-    Ok(())
-}
-
-#[expect(clippy::disallowed_methods, reason = "the lab plays the kubelet, which stamps what it sees")]
-fn now() -> jiff::Timestamp {
-    jiff::Timestamp::now()
 }

@@ -6,6 +6,7 @@
 mod accounts;
 mod azure;
 pub mod cleanup;
+pub mod clock;
 mod cluster;
 pub mod enter;
 pub mod hold;
@@ -13,6 +14,8 @@ pub mod kubelet;
 pub mod network;
 pub mod place;
 mod pods;
+pub mod projected;
+mod ready;
 pub mod record;
 mod relay;
 pub mod sync;
@@ -93,6 +96,15 @@ pub enum Error {
     /// Watching a directory.
     #[error("cannot watch the manifests: {0}")]
     Watch(#[from] notify::Error),
+    /// A time that is none.
+    #[error("clock: {message}")]
+    Clock {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The library that shows programs another time is missing.
+    #[error("libfaketime is needed for a clock of the lab's own and is not installed: apt-get install faketime")]
+    NoFaketime,
     /// The API server.
     #[error(transparent)]
     Kube(#[from] crate::kube::Error),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use super::{
-    Error, accounts,
+    Error, accounts, azure,
     kubelet::{NODE_ADDRESS, NODE_NAME, PodKey, PodView},
     network::Network,
     place::Place,
@@ -40,6 +40,12 @@ impl Pods {
             live: BTreeMap::new(),
             wires: 0,
         }
+    }
+
+    /// Adds a line to every pod's hosts file, those to come included.
+    pub(super) fn add_hosts(&mut self, line: &str) -> std::io::Result<()> {
+        self.hosts.push_str(line);
+        self.live.values().try_for_each(|live| azure::append(&live.record.files.join("hosts"), line))
     }
 
     /// Pods of `desired` that have no namespace yet, or one that no longer fits.

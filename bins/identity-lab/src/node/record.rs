@@ -31,6 +31,9 @@ pub struct Record {
     pub netns_directory: PathBuf,
     /// Certificate of the emulators' authority.
     pub ca: PathBuf,
+    /// The file of the lab's own clock, if it has one.
+    #[serde(default)]
+    pub clock: Option<PathBuf>,
     /// The node's network namespace.
     pub node_netns: String,
     /// The emulators' network namespace.

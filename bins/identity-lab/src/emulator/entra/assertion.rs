@@ -1,10 +1,13 @@
 //! Verifies client assertions signed with a registered certificate (RFC 7523;
 //! <https://learn.microsoft.com/entra/identity-platform/certificate-credentials>).
 
-use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey},
+};
 use base64::{
     Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -61,7 +64,7 @@ pub(super) fn verify(
     let signature = BASE64URL.decode(signature).map_err(|_| malformed("Its signature is not base64url."))?;
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
 
-    let certificate = certificate(&header, text("iss"), expected.client_id, certificates)?;
+    let certificate = certificate(&header, expected, certificates)?;
     let algorithm = match header.get("alg").and_then(Value::as_str) {
         Some("RS256") => &RSA_PKCS1_2048_8192_SHA256,
         Some("PS256") => &RSA_PSS_2048_8192_SHA256,
@@ -110,32 +113,36 @@ pub(super) fn verify(
     Ok(Verified { jti, stale_from })
 }
 
-/// The registered certificate that the header names.
+/// The registered certificate that the header names, by one thumbprint or both. A chain beside it (`x5c`) must begin with it.
 fn certificate<'a>(
     header: &Map<String, Value>,
-    issuer: Option<&str>,
-    client_id: &str,
+    expected: &Expected<'_>,
     certificates: &'a [KnownCertificate],
 ) -> Result<&'a KnownCertificate, Refusal> {
+    let client_id = expected.client_id;
     let named = |name: &str| header.get(name).and_then(Value::as_str).map(|value| BASE64URL.decode(value).ok());
     let (sha256, sha1) = (named("x5t#S256"), named("x5t"));
-    if sha256.is_none() && sha1.is_none() {
-        if issuer.is_some_and(|issuer| !issuer.eq_ignore_ascii_case(client_id)) {
-            return Err(Refusal::NotEmulated(
-                "federated identity credentials (an assertion of another issuer)".to_owned(),
-            ));
-        }
-        if header.contains_key("x5c") {
-            return Err(Refusal::NotEmulated("subject name and issuer authentication (x5c without x5t)".to_owned()));
-        }
+    if sha256.is_none() && sha1.is_none() && header.contains_key("x5c") {
+        return Err(Refusal::NotEmulated("subject name and issuer authentication (x5c without x5t)".to_owned()));
     }
+    let leaf = header.get("x5c").map(leaf).transpose()?;
     let matches = |given: &Option<Option<Vec<u8>>>, known: &[u8]| match given {
         None => true,
         Some(given) => given.as_deref() == Some(known),
     };
     let found = (sha256.is_some() || sha1.is_some())
-        .then(|| certificates.iter().find(|known| matches(&sha256, &known.sha256) && matches(&sha1, &known.sha1)))
+        .then(|| {
+            let mut visible = certificates.iter().filter(|known| known.since.is_none_or(|since| since <= expected.now));
+            visible.find(|known| matches(&sha256, &known.sha256) && matches(&sha1, &known.sha1))
+        })
         .flatten();
+    if let (Some(found), Some(leaf)) = (found, &leaf)
+        && found.sha256 != *leaf
+    {
+        let message =
+            "JWT token is invalid or malformed. Its x5c does not begin with the certificate that its x5t names.";
+        return Err(Refusal::invalid_request(50_027, message));
+    }
     found.ok_or_else(|| {
         let thumbprint = sha1.or(sha256).flatten().map(|bytes| hex(&bytes)).unwrap_or_default();
         Refusal::invalid_client(
@@ -147,6 +154,21 @@ fn certificate<'a>(
             ),
         )
     })
+}
+
+/// SHA-256 of the first certificate of an `x5c` (RFC 7515 §4.1.6: base64 of DER, not base64url and not PEM). All must be X.509.
+fn leaf(chain: &Value) -> Result<Vec<u8>, Refusal> {
+    let malformed = |why: &str| Refusal::invalid_request(50_027, format!("JWT token is invalid or malformed. {why}"));
+    let entries = chain.as_array().filter(|entries| !entries.is_empty());
+    let entries = entries.ok_or_else(|| malformed("Its x5c is no list of certificates."))?;
+    let mut first = None;
+    for entry in entries {
+        let der = entry.as_str().and_then(|entry| STANDARD.decode(entry).ok());
+        let der = der.filter(|der| x509_parser::parse_x509_certificate(der).is_ok());
+        let der = der.ok_or_else(|| malformed("Its x5c has an entry that is not a certificate, DER in base64."))?;
+        first.get_or_insert_with(|| digest(&SHA256, &der).as_ref().to_vec());
+    }
+    Ok(first.unwrap_or_default())
 }
 
 /// Checks `exp`, `nbf` and `iat`; returns when the assertion becomes stale.

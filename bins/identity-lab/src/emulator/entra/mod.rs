@@ -3,11 +3,13 @@
 mod assertion;
 mod discovery;
 mod error;
+mod federated;
 mod token;
 
 use std::{collections::HashMap, sync::Arc, sync::Mutex, time::Duration};
 
 use http::{HeaderValue, Method, StatusCode, header};
+use jsonwebtoken::jwk::JwkSet;
 
 use self::error::Refusal;
 use super::{
@@ -15,6 +17,7 @@ use super::{
     config::EntraConfig,
     fault::ServiceName,
     http::{Call, Reply, Stack, service},
+    oidc,
 };
 
 /// The service's state.
@@ -24,19 +27,22 @@ struct Entra {
     shared: Arc<Shared>,
     /// Assertions seen: client and `jti`, with the time from which on they are refused for their age anyway.
     seen: Mutex<HashMap<(String, String), i64>>,
+    /// Keys of issuers that federated credentials trust.
+    issuers: Mutex<HashMap<String, JwkSet>>,
 }
 
 /// The service behind its faults.
 pub(super) fn stack(config: EntraConfig, shared: &Arc<Shared>) -> Stack {
     let retry_after = HeaderValue::from(config.retry_after_seconds);
-    let entra = Arc::new(Entra { config, shared: Arc::clone(shared), seen: Mutex::default() });
+    let entra =
+        Arc::new(Entra { config, shared: Arc::clone(shared), seen: Mutex::default(), issuers: Mutex::default() });
     let answer = service(move |call: Call| {
         let entra = Arc::clone(&entra);
         async move {
             if entra.config.latency_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(entra.config.latency_ms)).await;
             }
-            entra.answer(&call).unwrap_or_else(|refusal| refusal.reply(&call))
+            entra.answer(&call).await.unwrap_or_else(|refusal| refusal.reply(&call))
         }
     });
     let saying = move |status, call: &Call| match status {
@@ -58,15 +64,18 @@ pub(super) fn unknown_resource(resource: &str, tenant: &str) -> String {
 }
 
 impl Entra {
-    fn answer(&self, call: &Call) -> Result<Reply, Refusal> {
+    async fn answer(&self, call: &Call) -> Result<Reply, Refusal> {
+        if let Some(reply) = oidc::serve(&self.shared.known().issuers, call) {
+            return Ok(reply);
+        }
         let host = call.host_name();
         if host == "management.azure.com" {
             return Err(Refusal::NotEmulated(format!("{} https://{host}{}", call.method, call.path)));
         }
         let segments: Vec<&str> = call.path.split('/').skip(1).collect();
         match (&call.method, segments.as_slice()) {
-            (&Method::POST, [tenant, "oauth2", "v2.0", "token"]) => self.token(call, tenant, token::Endpoint::V2),
-            (&Method::POST, [tenant, "oauth2", "token"]) => self.token(call, tenant, token::Endpoint::V1),
+            (&Method::POST, [tenant, "oauth2", "v2.0", "token"]) => self.token(call, tenant, token::Endpoint::V2).await,
+            (&Method::POST, [tenant, "oauth2", "token"]) => self.token(call, tenant, token::Endpoint::V1).await,
             (method, [_, "oauth2", "v2.0", "token"] | [_, "oauth2", "token"]) => Err(Refusal::only_post(method)),
             (&Method::GET, ["common", "discovery", "instance"]) => discovery::instance(call),
             (&Method::GET, [tenant, "v2.0", ".well-known", "openid-configuration"]) => {

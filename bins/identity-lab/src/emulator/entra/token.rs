@@ -10,9 +10,10 @@ use super::{
     assertion::{self, Expected},
     discovery::ANY_TENANT,
     error::{Refusal, dressed},
+    federated,
 };
 use crate::emulator::{
-    directory::{KnownApplication, SecretCheck},
+    directory::{Known, KnownApplication, SecretCheck},
     http::{Call, Pairs, Reply},
     signer::Proof,
 };
@@ -45,7 +46,7 @@ struct Credentials {
 
 impl Entra {
     /// `POST /{tenant}/oauth2/v2.0/token` and `POST /{tenant}/oauth2/token`.
-    pub(super) fn token(&self, call: &Call, name: &str, endpoint: Endpoint) -> Result<Reply, Refusal> {
+    pub(super) async fn token(&self, call: &Call, name: &str, endpoint: Endpoint) -> Result<Reply, Refusal> {
         if ANY_TENANT.contains(&name) {
             return Err(Refusal::NotEmulated(format!("a token from the tenant-independent endpoint /{name}")));
         }
@@ -72,7 +73,8 @@ impl Entra {
         let application = tenant
             .application(&credentials.client_id)
             .ok_or_else(|| Refusal::application(&credentials.client_id, &tenant.id))?;
-        let proof = self.authenticate(call, form, &credentials, application, name, &tenant.id)?;
+        let named = (name, tenant.id.as_str());
+        let proof = self.authenticate(call, form, &credentials, application, &known, named).await?;
         if !known.knows_resource(audience) {
             return Err(Refusal::resource(audience, &tenant.id));
         }
@@ -109,14 +111,14 @@ impl Entra {
         Ok(dressed(Reply::json(StatusCode::OK, &body), Uuid::new_v4()))
     }
 
-    fn authenticate(
+    async fn authenticate(
         &self,
         call: &Call,
         form: &Pairs,
         credentials: &Credentials,
         application: &KnownApplication,
-        tenant_name: &str,
-        tenant_id: &str,
+        known: &Known,
+        (tenant_name, tenant_id): (&str, &str),
     ) -> Result<Proof, Refusal> {
         let client_id = &application.principal.client_id;
         match (&credentials.secret, form.get("client_assertion")) {
@@ -150,6 +152,10 @@ impl Entra {
                 match form.get("client_assertion_type").ok_or_else(|| Refusal::missing("client_assertion_type"))? {
                     ASSERTION_TYPE => {}
                     other => return Err(Refusal::NotEmulated(format!("client_assertion_type={other}"))),
+                }
+                if let Some(presented) = federated::presented(assertion, client_id) {
+                    self.federated(assertion, &presented, application, known, call.received).await?;
+                    return Ok(Proof::Certificate);
                 }
                 let paths = call.path.split_once(tenant_name).map(|(_, rest)| rest).unwrap_or_default();
                 let audiences = [tenant_name, tenant_id].map(|tenant| format!("https://{}/{tenant}{paths}", call.host));

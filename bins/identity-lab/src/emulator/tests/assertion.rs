@@ -187,8 +187,30 @@ async fn every_wrong_assertion_is_refused_for_what_is_wrong_with_it() {
     // A workload's own token, for which there would have to be a federated credential.
     let federated = draft().head(json!({"alg": "RS256", "kid": "cluster"})).claim("iss", json!("https://oidc.example"));
     let answer = present(&lab, &federated.sign(&CREDENTIAL)).await;
-    assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
-    assert!(answer.text().contains("federated"));
+    assert_eq!(answer.json()["error_codes"], json!([70_021]));
+}
+
+#[tokio::test]
+async fn a_chain_beside_the_thumbprint_begins_with_its_certificate() {
+    let stranger = self_signed_rsa("stranger").unwrap();
+    let lab = Lab::start(|_| {}).await;
+    let with = |chain: Value| {
+        let mut draft = Draft::new(&CREDENTIAL, start());
+        draft.header["x5c"] = chain;
+        draft.sign(&CREDENTIAL)
+    };
+    let (mine, other) = (STANDARD.encode(&CREDENTIAL.certificate_der), STANDARD.encode(&stranger.certificate_der));
+    assert_eq!(present(&lab, &with(json!([mine, other]))).await.status, StatusCode::OK);
+    for chain in [
+        json!([]),
+        json!(mine),
+        json!([other, mine]),
+        // One of Azure's own libraries sends base64 of PEM, which the RFC does not have.
+        json!([STANDARD.encode(&CREDENTIAL.certificate_pem)]),
+        json!([mine, "AAAA"]),
+    ] {
+        assert_eq!(present(&lab, &with(chain.clone())).await.json()["error_codes"], json!([50_027]), "{chain}");
+    }
 }
 
 #[tokio::test]

@@ -164,12 +164,6 @@ async fn what_is_not_emulated_says_so_by_name() {
     let cases = [
         (
             Method::GET,
-            "/secrets/x?api-version=7.4",
-            host("my.vault.azure.net"),
-            "GET https://my.vault.azure.net/secrets/x",
-        ),
-        (
-            Method::GET,
             "/subscriptions",
             host("management.azure.com:443"),
             "GET https://management.azure.com/subscriptions",

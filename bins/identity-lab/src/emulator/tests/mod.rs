@@ -1,9 +1,12 @@
 //! The emulators over their sockets, spoken to by a plain HTTP client.
 
 mod assertion;
+mod changes;
 mod entra;
 mod faults;
+mod federated;
 mod imds;
+mod keyvault;
 
 use std::{
     net::SocketAddr,

@@ -1,124 +1,35 @@
 //! Manifests → what the emulated Azure must know for them to work: identities on the VM from type 0, applications with their
-//! credentials from types 1 and 2. `lab.yaml` overrides.
+//! credentials from types 1 and 2, with federated credentials from type 3, vaults with credentials from `keyVault`. `lab.yaml`
+//! overrides.
 //!
 //! Bad manifests are the product's business (tests drive them through the lab on purpose): what cannot be seeded is skipped
 //! with a warning, and the application is registered without that credential, so that Entra's answer is about the credential.
 
-use std::collections::BTreeMap;
+mod overrides;
+#[cfg(test)]
+mod tests;
+mod vaults;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
-use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::emulator::{
-    Application, ClientSecret, Directory, Fault, Group, KeyVaultConfig, Limits, ManagedIdentity, Pem, SystemAssigned,
-    Tenant, VirtualMachine, vaults::Vault,
+pub use self::overrides::{Entra, Imds, Overrides, ProjectedToken};
+use self::vaults::Minted;
+use crate::{
+    emulator::{
+        Application, ClientSecret, Directory, FederatedCredential, Issuer, ManagedIdentity, Pem, TOKEN_EXCHANGE, Tenant,
+    },
+    node::projected::NODE_ACCOUNT,
 };
+
+/// Federated credentials that Entra lets an application have.
+const MOST_FEDERATED: usize = 20;
 
 /// The tenant of the VM and its identities, unless `lab.yaml` names another.
 pub const TENANT: &str = "11111111-1111-1111-1111-111111111111";
-
-/// `lab.yaml` in the directory of manifests. All of it optional; unknown fields are errors.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Overrides {
-    /// Tenant (a GUID) of managed identities whose manifest names none.
-    pub tenant: Option<String>,
-    /// Tenants with applications: an application here replaces the seeded one with the same client id.
-    pub tenants: Vec<Tenant>,
-    /// Identities on the VM: one here replaces the seeded one with the same resource id.
-    pub managed_identities: Vec<ManagedIdentity>,
-    /// Client ids of applications and resource ids of managed identities that Azure must not know although manifests name them.
-    pub absent: Vec<String>,
-    /// The VM's own identity.
-    pub system_assigned: Option<SystemAssigned>,
-    /// Resources that no tenant knows.
-    pub unknown_resources: Vec<String>,
-    /// Directory groups: one here replaces the seeded one with the same id.
-    pub groups: Vec<Group>,
-    /// Key Vaults: what one here names (secrets, certificates; roles, if there are any) replaces what was seeded under that name.
-    pub vaults: Vec<Vault>,
-    /// The token service.
-    pub entra: Entra,
-    /// The metadata service.
-    pub imds: Imds,
-    /// Key Vault.
-    pub key_vault: KeyVaultConfig,
-    /// The node's projected service-account token.
-    pub projected_token: ProjectedToken,
-    /// Has both binaries and the emulators follow a clock of the lab's own (`identity-lab clock`), which begins at this time:
-    /// `now`, or an RFC 3339 time such as `2026-11-27T23:59:00-08:00`.
-    pub clock: Option<String>,
-    /// Faults that are on from the start.
-    pub faults: Vec<Fault>,
-    /// Further host names that resolve to the emulators.
-    pub hosts: Vec<String>,
-    /// Further arguments of identity-node.
-    pub node_arguments: Vec<String>,
-    /// Further arguments of identity-controller.
-    pub controller_arguments: Vec<String>,
-}
-
-/// `projectedToken` of `lab.yaml`: what a kubelet is told about the token that a pod has a volume for.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ProjectedToken {
-    /// `expirationSeconds`. As a kubelet does, the lab replaces the token when a fifth of it is left. (A real API server issues
-    /// none for less than 600.)
-    pub lifetime_seconds: u32,
-    /// `audience`.
-    pub audience: String,
-}
-
-impl Default for ProjectedToken {
-    fn default() -> Self {
-        Self { lifetime_seconds: 3600, audience: crate::emulator::TOKEN_EXCHANGE.to_owned() }
-    }
-}
-
-/// `entra` of `lab.yaml`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Entra {
-    /// Milliseconds by which each answer is held back.
-    pub latency_ms: u64,
-    /// Lifetime of a token in seconds.
-    pub token_lifetime_seconds: Option<u32>,
-    /// `refresh_in` of answers, in seconds; none when left out.
-    pub refresh_in_seconds: Option<u32>,
-    /// `Retry-After` of the fault `entra-429`, in seconds.
-    pub retry_after_seconds: Option<u32>,
-    /// Whether one client assertion may be used several times.
-    pub accept_replayed_assertions: bool,
-}
-
-/// `imds` of `lab.yaml`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Imds {
-    /// Milliseconds by which each answer is held back.
-    pub latency_ms: u64,
-    /// Lifetime of a token in seconds.
-    pub token_lifetime_seconds: Option<u32>,
-    /// `refresh_in` of answers, in seconds; none when left out.
-    pub refresh_in_seconds: Option<u32>,
-    /// Limits; the real service's when left out.
-    pub limits: Option<Limits>,
-    /// What the VM is.
-    pub virtual_machine: Option<VirtualMachine>,
-}
-
-impl Overrides {
-    /// Reads `lab.yaml`.
-    ///
-    /// # Errors
-    /// What is wrong, with line and column.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let value: Option<Self> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-        Ok(value.unwrap_or_default())
-    }
-}
 
 /// What Azure must know, and what could not be told.
 #[derive(Debug, Default)]
@@ -129,13 +40,30 @@ pub struct Seed {
     pub warnings: Vec<String>,
 }
 
+/// What seeding needs besides manifests, and what it made up before: the same manifests are seeded alike each time.
+#[derive(Debug)]
+pub struct World {
+    issuer: Issuer,
+    minted: BTreeMap<String, Minted>,
+}
+
+impl World {
+    /// One whose service accounts' tokens are this issuer's.
+    pub fn new(issuer: Issuer) -> Self {
+        Self { issuer, minted: BTreeMap::new() }
+    }
+}
+
 /// Makes the emulators' directory from `objects`, whatever their order.
-pub fn seed(objects: &[Value], overrides: &Overrides) -> Seed {
+pub fn seed(objects: &[Value], overrides: &Overrides, world: &mut World) -> Seed {
     let mut seeder = Seeder {
+        objects,
         secrets: BTreeMap::new(),
         seed: Seed::default(),
         tenant: overrides.tenant.as_deref().unwrap_or(TENANT),
+        world,
     };
+    seeder.seed.directory.issuers.push(seeder.world.issuer.clone());
     for object in objects {
         if text(object, "/kind") == Some("Secret")
             && let Some(name) = text(object, "/metadata/name")
@@ -154,6 +82,8 @@ pub fn seed(objects: &[Value], overrides: &Overrides) -> Seed {
 }
 
 struct Seeder<'a> {
+    objects: &'a [Value],
+    world: &'a mut World,
     secrets: BTreeMap<(String, String), &'a Value>,
     seed: Seed,
     tenant: &'a str,
@@ -186,11 +116,17 @@ impl Seeder<'_> {
                     tenant_id: tenant,
                 });
             }
-            Some(kind @ (1 | 2)) => {
+            Some(kind @ 1..=3) => {
                 let (Some(client), Some(tenant)) = (client, spec("tenantID")) else {
                     return self.warn(&name, "has no clientID or no tenantID to register");
                 };
-                let credential = self.credential(identity, kind);
+                let credential = match kind {
+                    3 => Ok(Credential::Federated(self.federated(identity, &name))),
+                    kind if identity.pointer("/spec/keyVault").is_some_and(Value::is_object) => {
+                        self.vaulted(identity, kind, tenant)
+                    }
+                    kind => self.credential(identity, kind),
+                };
                 let mut application = Application {
                     object_id: spec("objectID").filter(|object| is_guid(object)).map(str::to_owned),
                     ..Application::new(client)
@@ -200,6 +136,7 @@ impl Seeder<'_> {
                         application.secrets.push(ClientSecret { value: value.into(), expires: None, since: None });
                     }
                     Ok(Credential::Certificate(pem)) => application.certificates.push(Pem::from(pem).into()),
+                    Ok(Credential::Federated(federated)) => application.federated_credentials = federated,
                     Err(why) => self.warn(&name, &format!("its application has no credential: {why}")),
                 }
                 let more = identity.pointer("/spec/auxiliaryTenantIDs").and_then(Value::as_array).into_iter().flatten();
@@ -217,6 +154,12 @@ impl Seeder<'_> {
                         Some(known) => {
                             known.secrets.extend(application.secrets.iter().cloned());
                             known.certificates.extend(application.certificates.iter().cloned());
+                            for federated in &application.federated_credentials {
+                                let known = &mut known.federated_credentials;
+                                if !known.contains(federated) && known.len() < MOST_FEDERATED {
+                                    known.push(federated.clone());
+                                }
+                            }
                         }
                         None => applications.push(application.clone()),
                     }
@@ -224,6 +167,34 @@ impl Seeder<'_> {
             }
             _ => self.warn(&name, "has a type that the lab does not know"),
         }
+    }
+
+    /// What makes Entra accept the assertions that the product presents for an identity of type 3.
+    fn federated(&mut self, identity: &Value, name: &str) -> Vec<FederatedCredential> {
+        let audience = text(identity, "/spec/federated/audience").filter(|audience| !audience.is_empty());
+        let credential = |namespace: &str, account: &str| FederatedCredential {
+            issuer: self.world.issuer.issuer.clone(),
+            subject: format!("system:serviceaccount:{namespace}:{account}"),
+            audience: audience.unwrap_or(TOKEN_EXCHANGE).to_owned(),
+            since: None,
+        };
+        if text(identity, "/spec/federated/subject").is_none_or(|subject| subject != "Pod") {
+            return vec![credential(NODE_ACCOUNT.0, NODE_ACCOUNT.1)];
+        }
+        let home = namespace(identity);
+        let pods =
+            self.objects.iter().filter(|object| text(object, "/kind") == Some("Pod") && namespace(object) == home);
+        let account = |pod: &Value| text(pod, "/spec/serviceAccountName").unwrap_or("default").to_owned();
+        let accounts: BTreeSet<String> = pods.map(account).collect();
+        let mut all: Vec<_> = accounts.iter().map(|account| credential(home, account)).collect();
+        if all.len() > MOST_FEDERATED {
+            self.warn(
+                name,
+                &format!("Entra allows {MOST_FEDERATED} federated credentials, and its pods have more accounts"),
+            );
+            all.truncate(MOST_FEDERATED);
+        }
+        all
     }
 
     /// The tenant that manifests call `name`: a GUID, or a domain of a tenant with a made-up id.
@@ -299,6 +270,13 @@ impl Seeder<'_> {
         for tenant in &mut directory.tenants {
             tenant.applications.retain(|application| !absent(&application.client_id));
         }
+        for group in &overrides.groups {
+            directory.groups.retain(|known| !known.id.eq_ignore_ascii_case(&group.id));
+            directory.groups.push(group.clone());
+        }
+        for vault in &overrides.vaults {
+            vaults::merge(&mut directory.vaults, vault);
+        }
         directory.system_assigned.clone_from(&overrides.system_assigned);
         directory.unknown_resources.clone_from(&overrides.unknown_resources);
         self.seed
@@ -308,6 +286,7 @@ impl Seeder<'_> {
 enum Credential {
     Secret(String),
     Certificate(String),
+    Federated(Vec<FederatedCredential>),
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
@@ -370,126 +349,4 @@ fn guid_for(name: &str) -> String {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::{emulator::credentials, manifest};
-
-    const CLIENT: &str = "22222222-2222-2222-2222-222222222222";
-    const OTHER: &str = "33333333-3333-3333-3333-333333333333";
-    const RESOURCE: &str =
-        "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/u";
-
-    fn objects(text: &str) -> Vec<Value> {
-        let mut all = Vec::new();
-        for document in manifest::documents(text) {
-            manifest::flatten(document.value.unwrap(), &mut all);
-        }
-        all
-    }
-
-    fn seeded(text: &str) -> Seed {
-        seed(&objects(text), &Overrides::default())
-    }
-
-    fn application(kind: u8, key: &str) -> String {
-        format!(
-            "kind: AzureIdentity\nmetadata: {{name: i, namespace: team}}\nspec: {{type: {kind}, clientID: {CLIENT}, tenantID: {OTHER}, \
-             clientPassword: {{name: s{key}}}}}\n---\n"
-        )
-    }
-
-    #[test]
-    fn managed_identities_are_on_the_vm() {
-        let identity = |name: &str, spec: &str| {
-            format!("kind: AzureIdentity\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
-        };
-        let seed = seeded(
-            &(identity("a", &format!("resourceID: {RESOURCE}, clientID: {CLIENT}"))
-                + &identity("b", &format!("type: 0, resourceID: {RESOURCE}2"))
-                + &identity("same", &format!("type: 0, resourceID: {}", RESOURCE.to_uppercase()))
-                + &identity("bad", "type: 0")),
-        );
-        let identities = &seed.directory.managed_identities;
-        assert_eq!(identities.len(), 2);
-        assert_eq!((identities[0].client_id.as_str(), identities[0].tenant_id.as_str()), (CLIENT, TENANT));
-        assert!(is_guid(&identities[1].client_id), "a client id that the manifest leaves out is made up");
-        assert_eq!(seed.warnings.len(), 1, "{:?}", seed.warnings);
-    }
-
-    #[test]
-    fn a_client_secret_is_found_as_the_product_must_find_it() {
-        for (key, secret, expected) in [
-            ("", "stringData: {anything: hush}", Some("hush")),
-            ("", "data: {clientSecret: aHVzaA==, other: eA==}", Some("hush")),
-            (", key: mine", "stringData: {mine: hush, clientSecret: other}", Some("hush")),
-            ("", "data: {a: aHVzaA==, b: eA==}", None),
-            (", key: none", "stringData: {clientSecret: hush}", None),
-            ("", "data: {clientSecret: '!'}", None),
-        ] {
-            let seed = seeded(&format!(
-                "{}kind: Secret\nmetadata: {{name: s, namespace: team}}\n{secret}\n",
-                application(1, key)
-            ));
-            let tenant = seed.directory.tenants.iter().find(|tenant| tenant.id == OTHER).unwrap();
-            let found = tenant.applications[0].secrets.first().map(|secret| secret.value.expose());
-            assert_eq!(found, expected, "{key} {secret}");
-            assert_eq!(seed.warnings.is_empty(), expected.is_some(), "{:?}", seed.warnings);
-        }
-    }
-
-    #[test]
-    fn a_certificate_is_read_from_pkcs12_and_from_pem() {
-        let made = credentials::self_signed_rsa("demo").unwrap();
-        let p12 = base64::engine::general_purpose::STANDARD.encode(credentials::pkcs12(&made, "pw").unwrap());
-        let pem = json!(format!("{}{}", made.key_pem, made.certificate_pem));
-        for (secret, expected) in [
-            (format!("data: {{certificate: {p12}, password: cHc=}}"), true),
-            (format!("data: {{certificate: {p12}, password: eA==}}"), false),
-            (format!("stringData: {{certificate: {pem}}}"), true),
-            ("stringData: {certificate: rubbish}".to_owned(), false),
-            ("stringData: {other: x}".to_owned(), false),
-        ] {
-            let seed = seeded(&format!(
-                "{}kind: Secret\nmetadata: {{name: s, namespace: team}}\n{secret}\n",
-                application(2, "")
-            ));
-            let tenant = seed.directory.tenants.iter().find(|tenant| tenant.id == OTHER).unwrap();
-            assert_eq!(tenant.applications[0].certificates.len(), usize::from(expected), "{:?}", seed.warnings);
-            assert_eq!(seed.warnings.is_empty(), expected);
-        }
-    }
-
-    #[test]
-    fn lab_yaml_has_the_last_word() {
-        let overrides = Overrides::parse(&format!(
-            "tenants: [{{id: {OTHER}, applications: [{{clientId: {CLIENT}, secrets: [{{value: changed}}]}}]}}]\nabsent: ['{RESOURCE}']\nimds: {{latencyMs: 5, limits: {{concurrent: null}}}}\nfaults: [imds-429]\n"
-        ))
-        .unwrap();
-        let text = format!(
-            "{}kind: Secret\nmetadata: {{name: s, namespace: team}}\nstringData: {{a: b}}\n---\nkind: AzureIdentity\nmetadata: {{name: m}}\nspec: {{resourceID: {RESOURCE}}}\n",
-            application(1, "")
-        );
-        let seed = seed(&objects(&text), &overrides);
-        let tenant = seed.directory.tenants.iter().find(|tenant| tenant.id == OTHER).unwrap();
-        assert_eq!(tenant.applications.len(), 1);
-        assert_eq!(tenant.applications[0].secrets[0].value.expose(), "changed");
-        assert!(seed.directory.managed_identities.is_empty());
-        assert!(Overrides::parse("tenant: x\nlatency: 3\n").unwrap_err().contains("latency"));
-        assert!(Overrides::parse("# nothing\n").unwrap().faults.is_empty());
-    }
-
-    #[test]
-    fn nonsense_is_skipped_with_a_warning() {
-        let seed = seeded(
-            "kind: AzureIdentity\nmetadata: {name: a}\nspec: {type: 7}\n---\nkind: AzureIdentity\nmetadata: {name: b}\nspec: {type: 1}\n---\n\
-             kind: AzureIdentity\n---\nkind: AzureIdentity\nmetadata: {name: d}\nspec: {clientID: nope, resourceID: x}\n---\nkind: Secret\n---\njust text\n",
-        );
-        assert_eq!(seed.warnings.len(), 4, "{:?}", seed.warnings);
-        assert!(seed.directory.managed_identities.is_empty());
-    }
 }
