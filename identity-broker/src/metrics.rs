@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use identity_core::lookup::ObjectRef;
+use jiff::Timestamp;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -102,6 +104,12 @@ struct UpstreamLabel {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct IdentityLabel {
+    namespace: String,
+    identity: String,
+}
+
 /// Why a connection was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turned {
@@ -129,6 +137,7 @@ pub struct Metrics {
     requests: Vec<Counter>,
     turned: [Counter; 3],
     upstream: Family<UpstreamLabel, Histogram>,
+    credential_expiry: Family<IdentityLabel, Gauge>,
     /// Connections open now.
     pub connections: Gauge,
     /// Requests held now.
@@ -155,7 +164,14 @@ impl Metrics {
         registry.register("requests", "Requests by how they ended", requests.clone());
         registry.register("connections_refused", "Connections not served, and why", turned.clone());
         registry.register_with_unit("upstream", "Requests to Entra and IMDS", Unit::Seconds, upstream.clone());
+        let credential_expiry = Family::<IdentityLabel, Gauge>::default();
+        registry.register(
+            "credential_expiry_timestamp_seconds",
+            "When the credential in use of an identity ends, where that is known; less time(): the seconds until then",
+            credential_expiry.clone(),
+        );
         let this = Self {
+            credential_expiry,
             requests: Reason::ALL
                 .iter()
                 .map(|reason| requests.get_or_create(&ReasonLabel { reason: reason.as_str() }).clone())
@@ -205,6 +221,20 @@ impl Metrics {
     /// Connections that were not served for this reason.
     pub fn turned(&self, turned: Turned) -> u64 {
         self.turned.get(turned as usize).map_or(0, Counter::get)
+    }
+
+    /// The credential in use of an identity ends then; `None`: it has none, or one whose end is not known. There is a series for
+    /// each identity on the node at most.
+    pub(crate) fn credential_expiry(&self, identity: &ObjectRef, expires: Option<Timestamp>) {
+        let label = IdentityLabel { namespace: identity.namespace.to_string(), identity: identity.name.to_string() };
+        match expires {
+            Some(expires) => {
+                self.credential_expiry.get_or_create(&label).set(expires.as_second());
+            }
+            None => {
+                self.credential_expiry.remove(&label);
+            }
+        }
     }
 
     /// Records a request upstream.

@@ -1,11 +1,28 @@
 //! What proves to Entra who an application is: read, parsed, tried before it takes over, and said what is wrong with it.
+//!
+//! ```text
+//! Credentials::get ── in use and fresh ──────────────────────────────────────────── credential
+//!        └─ task of the credential ─ rotation machine ─ effects ─┬─ source: Secret, Key Vault ─ parse
+//!                                                                ├─ try at Entra
+//!                                                                └─ notices, expiry, answers
+//! ```
 
 mod checker;
 mod material;
 mod notice;
+mod parse;
 mod pkcs12_cost;
+mod rotation;
+mod source;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+mod verdict;
 
 pub use checker::{Checked, Checker};
-pub(crate) use material::{Certificate, Credential, certificate, client_secret};
-pub use material::{CredentialError, CredentialProblem};
+pub(crate) use material::{Certificate, Credential, SKEW};
+pub use material::{CredentialError, CredentialProblem, Part};
 pub use notice::Notice;
+pub use rotation::RotationConfig;
+pub(crate) use store::{Bearers, Credentials, Tried, Try};
+pub use verdict::{RefusalCause, Verdict};

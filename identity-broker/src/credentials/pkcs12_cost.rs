@@ -13,6 +13,8 @@ use aws_lc_rs::{
     iv::FixedLength,
     pbkdf2,
 };
+use cbc::cipher::{BlockCipher, BlockDecrypt, BlockDecryptMut as _, KeyInit, KeyIvInit as _, block_padding::Pkcs7};
+use pkcs12::kdf::Pkcs12KeyType;
 use thiserror::Error;
 use x509_parser::{
     asn1_rs::{Any, Class, FromBer, Tag},
@@ -38,6 +40,9 @@ const HMAC: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x02];
 /// 2.16.840.1.101.3.4.1, followed by one byte.
 const AES: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01];
 
+/// PBES1 of PKCS#12: 1.2.840.113549.1.12.1, followed by one byte.
+const PBES1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x01];
+
 /// Why a file is not opened.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -56,7 +61,9 @@ pub(super) enum Refusal {
     #[error("its keys are derived by scrypt; export it with PBKDF2")]
     Scrypt,
     /// A cipher or hash that the reader may know, and this does not.
-    #[error("it is encrypted in a way that is not supported; use PBES2 with AES-CBC and HMAC-SHA-256, -384 or -512")]
+    #[error(
+        "it is encrypted in a way that is not supported; use PBES2 with AES-CBC and HMAC-SHA-256, -384 or -512, or PKCS#12's 3DES"
+    )]
     Scheme,
     /// There would be no end to the chain.
     #[error("its certificates issue each other in a circle; export the certificate and its key only")]
@@ -70,8 +77,12 @@ pub(super) enum Refusal {
 pub(super) fn check(file: &[u8], password: &str) -> Result<(), Refusal> {
     let mut walk = Walk::default();
     walk.value(file, 0)?;
-    for (parameters, encrypted) in std::mem::take(&mut walk.encrypted) {
-        let plain = decrypt(parameters, encrypted, password)?;
+    for (scheme, encrypted) in std::mem::take(&mut walk.encrypted) {
+        let plain = match scheme {
+            Scheme::Pbes2(parameters) => decrypt(parameters, encrypted, password)?,
+            Scheme::TripleDes(parameters) => decrypt_legacy::<des::TdesEde3>(parameters, encrypted, password, 24)?,
+            Scheme::Rc2(parameters) => decrypt_legacy::<rc2::Rc2>(parameters, encrypted, password, 5)?,
+        };
         // An encrypted part within an encrypted part is not looked into by the reader either.
         let mut inner = Walk { iterations: walk.iterations, derivations: walk.derivations, ..Walk::default() };
         inner.value(&plain, 0)?;
@@ -84,12 +95,21 @@ pub(super) fn check(file: &[u8], password: &str) -> Result<(), Refusal> {
     if circular(&walk.issued) { Err(Refusal::Circle) } else { Ok(()) }
 }
 
+/// How something is encrypted: the schemes that the reader knows, with their parameters.
+#[derive(Clone, Copy)]
+enum Scheme<'a> {
+    Pbes2(&'a [u8]),
+    TripleDes(&'a [u8]),
+    /// With 40 bits: worth nothing, and what many exporters use for certificates.
+    Rc2(&'a [u8]),
+}
+
 #[derive(Default)]
 struct Walk<'a> {
     iterations: u64,
     derivations: usize,
-    /// Parameters of PBES2 and what is encrypted with them.
-    encrypted: Vec<(&'a [u8], &'a [u8])>,
+    /// How something is encrypted, and what.
+    encrypted: Vec<(Scheme<'a>, &'a [u8])>,
     /// Subjects and issuers.
     issued: Vec<(String, String)>,
 }
@@ -101,7 +121,7 @@ impl<'a> Walk<'a> {
             return Err(Refusal::Depth);
         }
         let mut salt = false;
-        let mut scheme = None;
+        let mut scheme: Option<Scheme<'a>> = None;
         for (index, any) in elements(bytes).enumerate() {
             let universal = any.class() == Class::Universal;
             if universal && any.tag() == Tag::Oid {
@@ -117,13 +137,13 @@ impl<'a> Walk<'a> {
                 self.count(any.data)?;
             }
             salt = universal && any.tag() == Tag::OctetString;
-            if let Some(parameters) = scheme.take()
+            if let Some(scheme) = scheme.take()
                 && any.class() == Class::ContextSpecific
                 && any.tag() == Tag(0)
             {
-                self.encrypted.push((parameters, any.data));
+                self.encrypted.push((scheme, any.data));
             }
-            scheme = pbes2(&any);
+            scheme = scheme_of(&any);
             // What a string holds is looked into when it is one sequence and nothing else, as the reader does.
             if any.header.constructed() || is_sequence(any.data) {
                 self.value(any.data, depth + 1)?;
@@ -179,9 +199,41 @@ fn is_sequence(bytes: &[u8]) -> bool {
     bytes.first() == Some(&0x30) && Any::from_ber(bytes).is_ok_and(|(rest, _)| rest.is_empty())
 }
 
-/// The parameters, when `any` is `AlgorithmIdentifier` of PBES2.
-fn pbes2<'a>(any: &Any<'a>) -> Option<&'a [u8]> {
-    (any.header.constructed() && nth(any.data, 0) == Some(PBES2)).then(|| nth(any.data, 1)).flatten()
+/// The scheme, when `any` is `AlgorithmIdentifier` of one.
+fn scheme_of<'a>(any: &Any<'a>) -> Option<Scheme<'a>> {
+    if !any.header.constructed() {
+        return None;
+    }
+    let (oid, parameters) = (nth(any.data, 0)?, nth(any.data, 1)?);
+    match (oid, oid.strip_prefix(PBES1)) {
+        (PBES2, _) => Some(Scheme::Pbes2(parameters)),
+        (_, Some([3])) => Some(Scheme::TripleDes(parameters)),
+        (_, Some([6])) => Some(Scheme::Rc2(parameters)),
+        _ => None,
+    }
+}
+
+/// `pkcs-12PbeParams`: `salt, iterations`.
+fn decrypt_legacy<C>(
+    parameters: &[u8],
+    encrypted: &[u8],
+    password: &str,
+    size: usize,
+) -> Result<Zeroizing<Vec<u8>>, Refusal>
+where
+    C: KeyInit + BlockCipher + BlockDecrypt,
+{
+    let salt = nth(parameters, 0).ok_or(Refusal::Scheme)?;
+    let iterations = elements(parameters).nth(1).and_then(|any| any.as_u32().ok()).ok_or(Refusal::Scheme)?;
+    let iterations = i32::try_from(iterations).map_err(|_| Refusal::Iterations(iterations.into()))?;
+    let derive = |what, size| {
+        pkcs12::kdf::derive_key_utf8::<sha1::Sha1>(password, salt, what, iterations, size)
+            .map(Zeroizing::new)
+            .map_err(|_| Refusal::Password)
+    };
+    let (key, iv) = (derive(Pkcs12KeyType::EncryptionKey, size)?, derive(Pkcs12KeyType::Iv, 8)?);
+    let cipher = cbc::Decryptor::<C>::new_from_slices(&key, &iv).map_err(|_| Refusal::Scheme)?;
+    cipher.decrypt_padded_vec_mut::<Pkcs7>(encrypted).map(Zeroizing::new).map_err(|_| Refusal::Password)
 }
 
 /// `PBES2-params`: `SEQUENCE { PBKDF2, SEQUENCE { salt, iterations, [length], [prf] } }, SEQUENCE { cipher, iv }`.

@@ -52,7 +52,7 @@ pub(super) async fn token(
     };
     let answer = Response::from_parts(parts, body);
     imds::exempt(&answer, &request.resource, now).map_err(|failure| match failure {
-        Failure::Permanent(error) | Failure::Credential(error) => error,
+        Failure::Permanent(error) | Failure::Credential { error, .. } => error,
         Failure::Transient { message, retry_after } => {
             TokenError::Unavailable { message, retry_after: retry_after.unwrap_or(SOON) }
         }

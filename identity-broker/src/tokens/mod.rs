@@ -19,10 +19,12 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use identity_core::lookup::Identity;
 use thiserror::Error;
+use tokio::sync::broadcast;
 
 pub use config::ManagerConfig;
 pub use interest::{Ask, FetchError, Interest, Urgency};
 pub(crate) use key::same;
+pub(crate) use machine::schedule::Chance;
 pub use manager::Manager;
 pub use token::{Issued, Shape, Token};
 
@@ -87,6 +89,12 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Token, FetchError>> + Send {
         let fetch = self.fetch(identity, resource, ask.freshness);
         async move { fetch.await.map_err(FetchError::Failed) }
+    }
+
+    /// What it has to tell from now on, if anything ever: the manager tells it on, and replaces the tokens of a credential
+    /// that was [`Rotated`](Notice::Rotated).
+    fn notices(&self) -> Option<broadcast::Receiver<Notice>> {
+        None
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use jiff::Timestamp;
-use secrecy::{ExposeSecret, SecretBox};
+use secrecy::{ExposeSecret, SecretBox, SecretString};
 use serde::Deserialize;
 
 /// What an upstream answered, before it is shaped for the endpoint.
@@ -45,6 +45,7 @@ pub struct Token {
     issued: Timestamp,
     credential: u64,
     id: Box<str>,
+    uti: Option<Box<str>>,
     tenant: Option<Box<str>>,
     request_id: Option<Box<str>>,
     refresh_in: Option<i64>,
@@ -83,6 +84,7 @@ impl Token {
             issued: answer.now,
             credential: answer.credential,
             id: id.into(),
+            uti: claims.uti.filter(|uti| uti.len() <= 64).map(Into::into),
             tenant: claims.tid.filter(|tenant| tenant.len() <= 64).map(Into::into),
             request_id: answer.request_id.map(Into::into),
             refresh_in: None,
@@ -131,6 +133,11 @@ impl Token {
         &self.id
     }
 
+    /// Its `uti` claim, when it has one: `uniqueTokenIdentifier` in Entra's sign-in log. It gives no access to anything.
+    pub fn uti(&self) -> Option<&str> {
+        self.uti.as_deref()
+    }
+
     /// The tenant it was issued in, when the token says so.
     pub fn tenant(&self) -> Option<&str> {
         self.tenant.as_deref()
@@ -139,6 +146,14 @@ impl Token {
     /// The upstream's id of the request for it.
     pub fn request_id(&self) -> Option<&str> {
         self.request_id.as_deref()
+    }
+
+    /// The token alone, for requests of one's own.
+    pub(crate) fn bearer(&self) -> SecretString {
+        let text = std::str::from_utf8(self.prefix.expose_secret()).unwrap_or_default();
+        // A string as JSON has it, and tokens have nothing to escape.
+        let token = text.strip_prefix("{\"access_token\":\"").and_then(|rest| rest.split('"').next());
+        SecretString::from(token.unwrap_or_default())
     }
 
     /// The endpoint's answer, as if the token ended at `expires_on`. Every field is a string
@@ -211,6 +226,7 @@ mod tests {
             })
         );
         assert!(!format!("{token:?}").contains("not.a-jwt"));
+        assert_eq!(token.bearer().expose_secret(), "not.a-jwt");
         let body: serde_json::Value = serde_json::from_slice(&token.render(end, later, Shape::AppService)).unwrap();
         assert_eq!(
             body,

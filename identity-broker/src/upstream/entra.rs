@@ -1,10 +1,17 @@
 //! Tokens of service principals from Entra's v2 endpoint (imds-and-clients §3.1), through `oauth2`.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, StatusCode,
+    header::{DATE, RETRY_AFTER},
+};
 use identity_core::lookup::Identity;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{Algorithm, Header};
 use oauth2::{
     AsyncHttpClient, AuthType, ClientId, ClientSecret, ErrorResponse, ExtraTokenFields, HttpRequest, HttpResponse,
@@ -20,7 +27,7 @@ use super::{
     Failure,
     http::{Clients, TransportError},
 };
-use crate::credentials::{Certificate, Credential};
+use crate::credentials::{Certificate, Credential, RefusalCause, SKEW, Verdict};
 use crate::tokens::{Issued, Refusal, RefusalKind, Token, TokenError};
 
 /// How long an assertion is valid; Microsoft documents five to ten minutes.
@@ -69,12 +76,13 @@ pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Ti
             .add_extra_param("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
             .add_extra_param("client_assertion", assertion);
     }
-    let http = Adapter { clients };
-    let answer = exchange.request_async(&http).await.map_err(|error| failure(error, request.credential))?;
+    let http = Adapter { clients, date: Mutex::default() };
+    let answer = exchange.request_async(&http).await;
+    let answer = answer.map_err(|error| failure(error, request.credential, http.skew(now)))?;
     let lifetime = answer.expires_in().unwrap_or_default();
     let expires_on = i64::try_from(lifetime.as_secs())
         .ok()
-        .and_then(|seconds| now.checked_add(jiff::SignedDuration::from_secs(seconds)).ok())
+        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok())
         .filter(|end| *end > now)
         .ok_or_else(|| transient("Entra's answer has no usable expires_in".to_owned(), None))?;
     let token = Token::issued(&Issued {
@@ -110,6 +118,8 @@ pub(crate) fn assertion(
 ) -> Result<String, String> {
     let mut header = Header::new(Algorithm::PS256);
     header.x5t_s256 = Some(certificate.thumbprint.clone());
+    // Who trusts a name and its issuer needs the chain (ADR 15).
+    header.x5c = Some(&certificate.chain).filter(|chain| !chain.is_empty()).cloned();
     let now = now.as_second();
     let claims = Claims {
         aud: endpoint.as_str(),
@@ -156,29 +166,38 @@ impl fmt::Display for EntraError {
     }
 }
 
-/// Codes that pass by themselves (imds-and-clients §3.1).
-const TRANSIENT: [i64; 7] = [90033, 90006, 90024, 90012, 50033, 90055, 50196];
-
 fn failure<E: std::error::Error + 'static>(
     error: RequestTokenError<E, EntraError>,
     credential: &Credential,
+    skew: Option<SignedDuration>,
 ) -> Failure {
     match error {
         RequestTokenError::ServerResponse(answer) => {
             let mut description = first_line(&answer.error_description);
-            if let Credential::Secret(secret) = credential {
+            if let Credential::Secret(secret) | Credential::Assertion(secret) = credential {
                 // It never is in there; should it be one day, it must not go on.
                 description = description.replace(secret.expose_secret(), "[redacted]");
             }
             if description.is_empty() {
                 description.push_str("Entra refused without saying why");
             }
-            if answer.error == "temporarily_unavailable" || answer.error_codes.iter().any(|c| TRANSIENT.contains(c)) {
-                return transient(description, None);
+            let code = answer.error_codes.first().and_then(|code| u32::try_from(*code).ok());
+            if let Some(code) = code.filter(|_| !description.contains("AADSTS")) {
+                description = format!("AADSTS{code}: {description}");
             }
-            let refusal = Refusal { error: RefusalKind::of(&answer.error), description, trace_id: answer.trace_id };
-            if refusal.error == RefusalKind::InvalidClient {
-                Failure::Credential(TokenError::Refused(refusal))
+            if let Some(skew) = skew {
+                description = format!("{description} ({})", clock(skew));
+            }
+            let mut refusal = Refusal { error: RefusalKind::of(&answer.error), description, trace_id: answer.trace_id };
+            let verdict = Verdict::new(code.or(Verdict::of(&refusal).code), refusal.error);
+            if answer.error == "temporarily_unavailable" || verdict.cause == RefusalCause::Passing {
+                return transient(refusal.description, None);
+            }
+            if verdict.is_credential() {
+                // Where a federated credential is missing, Entra says `invalid_request`: it is the client that is not known.
+                refusal.error = RefusalKind::InvalidClient;
+                let spreads = verdict.cause == RefusalCause::NewCredential;
+                Failure::Credential { error: TokenError::Refused(refusal), spreads }
             } else {
                 Failure::Permanent(TokenError::Refused(refusal))
             }
@@ -195,6 +214,13 @@ fn failure<E: std::error::Error + 'static>(
         RequestTokenError::Parse(..) => transient("Entra's answer is not the JSON it should be".to_owned(), None),
         RequestTokenError::Other(_) => transient("Entra's answer is empty or not JSON".to_owned(), None),
     }
+}
+
+/// How far this node's clock is off, in words.
+fn clock(skew: SignedDuration) -> String {
+    let (seconds, way) = (skew.as_secs().unsigned_abs(), if skew.is_negative() { "behind" } else { "ahead of" });
+    let (minutes, seconds) = (seconds / 60, seconds % 60);
+    format!("this node's clock is {minutes} min {seconds} s {way} Entra's: correct it")
 }
 
 fn transient(message: String, retry_after: Option<Duration>) -> Failure {
@@ -219,6 +245,17 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// `oauth2` sees only answers it can read: 429 and 5xx, whose bodies are anything, end here.
 struct Adapter<'a> {
     clients: &'a Clients,
+    /// What time Entra said it was.
+    date: Mutex<Option<Timestamp>>,
+}
+
+impl Adapter<'_> {
+    /// By how much the clock is ahead of Entra's, when that is more than Entra grants.
+    fn skew(&self, now: Timestamp) -> Option<SignedDuration> {
+        let date = (*self.date.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let ahead = now.duration_since(date);
+        (ahead.abs() > SKEW).then_some(ahead)
+    }
 }
 
 #[derive(Debug, Error)]
@@ -236,6 +273,9 @@ impl<'c> AsyncHttpClient<'c> for Adapter<'_> {
     fn call(&'c self, request: HttpRequest) -> Self::Future {
         Box::pin(async move {
             let answer = self.clients.tls(request).await?;
+            let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
+            let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp());
+            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = date;
             let status = answer.status();
             if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
                 return Err(AdapterError::Status { status, retry_after: retry_after(answer.headers()) });

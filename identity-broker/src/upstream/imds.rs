@@ -1,5 +1,7 @@
 //! Tokens of user-assigned managed identities from the node's own IMDS (imds-and-clients §1.1).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri};
 use identity_core::lookup::Identity;
@@ -12,6 +14,9 @@ use super::{
     http::Clients,
 };
 use crate::tokens::{Freshness, Issued, Refusal, RefusalKind, Token, TokenError};
+
+/// How long IMDS is left alone when it throttles without saying for how long.
+const THROTTLED: Duration = Duration::from_secs(1);
 
 /// A number that is written as a string by the real service.
 #[derive(Deserialize)]
@@ -189,7 +194,9 @@ fn refusal<B: AsRef<[u8]>>(status: StatusCode, answer: &http::Response<B>, what:
         if !description.is_empty() {
             message = format!("{message}: {description}");
         }
-        return Failure::Transient { message, retry_after: retry_after(answer.headers()) };
+        // IMDS says no `Retry-After` with 429 (imds-and-clients §1.1): then a moment is what it takes for its second to end.
+        let throttled = (status == StatusCode::TOO_MANY_REQUESTS).then_some(THROTTLED);
+        return Failure::Transient { message, retry_after: retry_after(answer.headers()).or(throttled) };
     }
     let description = match description.as_str() {
         "Identity not found" if !what.is_empty() => {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use identity_core::lookup::{CredentialSource, Identity};
+use identity_core::lookup::{CredentialSource, Identity, ObjectRef};
 use identity_crd::IdentityType;
 
 use super::*;

@@ -1,0 +1,214 @@
+//! Reads a credential from where it is, once.
+
+use std::{sync::Arc, time::Duration};
+
+use identity_core::lookup::{CredentialSource, Identity, SecretKeyRef, VaultRef};
+use identity_crd::IdentityType;
+use jiff::Timestamp;
+use secrecy::ExposeSecret;
+use tokio::sync::Semaphore;
+
+use super::{
+    material::{Credential, CredentialError, CredentialProblem},
+    parse,
+    rotation::{Reading, Version},
+};
+use crate::{
+    clock::Clock,
+    digest,
+    secrets::{SecretData, SecretSourceError},
+    tokens::TokenError,
+    upstream::Sources,
+};
+
+/// The longest that a source is waited for.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The most certificates that are read at a time.
+const READINGS: usize = 2;
+
+/// A credential and where it is from.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    pub(crate) credential: Credential,
+    /// Digest of what it was made of; never 0.
+    pub(crate) version: Version,
+    /// Where it is: "Secret ns/name".
+    pub(crate) origin: Arc<str>,
+    /// When it ends, if that is known.
+    pub(crate) expires: Option<Timestamp>,
+}
+
+/// What is known already: nothing is looked into twice.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    pub(super) loaded: Vec<Arc<Loaded>>,
+    /// A version that is no credential, and why.
+    pub(super) wrong: Option<(Version, CredentialError)>,
+}
+
+/// What a reading brought.
+pub(super) struct Read {
+    pub(super) reading: Reading,
+    pub(super) loaded: Option<Arc<Loaded>>,
+    pub(super) wrong: Option<(Version, CredentialError)>,
+}
+
+impl From<Reading> for Read {
+    fn from(reading: Reading) -> Self {
+        Self { reading, loaded: None, wrong: None }
+    }
+}
+
+/// What a source holds, before it is looked into.
+struct Held {
+    version: Version,
+    origin: Arc<str>,
+    expires: Option<Timestamp>,
+    what: What,
+}
+
+enum What {
+    Secret(SecretKeyRef, SecretData),
+}
+
+/// Reads sources.
+pub(super) struct Reader {
+    sources: Sources,
+    clock: Arc<dyn Clock>,
+    readings: Arc<Semaphore>,
+}
+
+impl Reader {
+    pub(super) fn new(sources: Sources, clock: Arc<dyn Clock>) -> Self {
+        Self { sources, clock, readings: Arc::new(Semaphore::new(READINGS)) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn readings(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.readings)
+    }
+
+    pub(super) fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// Reads the credential of `identity`.
+    pub(super) async fn read(&self, identity: &Arc<Identity>, known: Known) -> Read {
+        let held = match &identity.credential {
+            CredentialSource::Secret(secret) => self.secret(identity, secret).await,
+            CredentialSource::KeyVault(vault) => self.vault(identity, vault).await,
+            CredentialSource::None | CredentialSource::Federated(_) => Err(Reading::Gone(TokenError::misconfigured(
+                identity,
+                "spec.clientPassword is missing: name the Secret that holds the credential",
+            ))),
+        };
+        match held {
+            Ok(held) => self.look_into(identity, held, known).await,
+            Err(reading) => reading.into(),
+        }
+    }
+
+    async fn secret(&self, identity: &Identity, secret: &SecretKeyRef) -> Result<Held, Reading> {
+        use SecretSourceError as E;
+        let origin = format!("Secret {}/{}", secret.namespace, secret.name);
+        let get = self.sources.secrets.get(&secret.namespace, &secret.name);
+        let error = match tokio::time::timeout(TIMEOUT, get).await {
+            Ok(Ok(data)) => {
+                let version = version(data.iter().flat_map(|(key, value)| [key.as_bytes(), value.expose_secret()]));
+                let what = What::Secret(secret.clone(), data);
+                return Ok(Held { version, origin: origin.into(), expires: None, what });
+            }
+            Ok(Err(error)) => error,
+            Err(_) => E::Unavailable("no answer in time".to_owned()),
+        };
+        let unread = |why: &str| unavailable(format!("{origin} could not be read: {why}"));
+        // Each may well be mended in a moment: never for good to the pod.
+        Err(match error {
+            E::NotFound => Reading::Gone(unavailable(format!(
+                "AzureIdentity {}/{}: {origin} (spec.clientPassword) does not exist; create it",
+                identity.object.namespace, identity.object.name
+            ))),
+            E::Forbidden(why) => Reading::Gone(unread(&why)),
+            E::Malformed(why) => Reading::Wrong { version: 0, error: unread(&why), until: None },
+            E::Unavailable(why) => Reading::Unclear(unread(&why)),
+        })
+    }
+
+    async fn vault(&self, identity: &Arc<Identity>, vault: &VaultRef) -> Result<Held, Reading> {
+        let _ = vault;
+        std::future::ready(()).await;
+        Err(Reading::Gone(TokenError::misconfigured(identity, "spec.keyVault: reading Key Vaults is not built yet")))
+    }
+
+    async fn look_into(&self, identity: &Identity, held: Held, known: Known) -> Read {
+        let Held { version, origin, expires, what } = held;
+        if let Some(found) = known.loaded.iter().find(|loaded| loaded.version == version) {
+            return self.judge(identity, Arc::clone(found));
+        }
+        let parsed = match known.wrong {
+            Some((wrong, error)) if wrong == version => Err(error.problem),
+            _ => match self.parse(identity.kind, what).await {
+                Some(parsed) => parsed,
+                None => return Reading::Unclear(unavailable(format!("{origin}: reading it failed"))).into(),
+            },
+        };
+        match parsed {
+            Ok(credential) => {
+                let expires = [expires, credential.expires()].into_iter().flatten().min();
+                self.judge(identity, Arc::new(Loaded { credential, version, origin, expires }))
+            }
+            Err(problem) => {
+                let error = CredentialError { origin: origin.to_string(), problem };
+                let told = TokenError::misconfigured(identity, error.to_string());
+                let reading = Reading::Wrong { version, error: told, until: None };
+                Read { reading, loaded: None, wrong: Some((version, error)) }
+            }
+        }
+    }
+
+    /// Whether it may be used at this time.
+    fn judge(&self, identity: &Identity, loaded: Arc<Loaded>) -> Read {
+        let version = loaded.version;
+        let reading = match loaded.credential.wrong_time(self.clock.now()) {
+            Some((problem, until)) => {
+                let error = CredentialError { origin: loaded.origin.to_string(), problem };
+                let error = TokenError::misconfigured(identity, error.to_string());
+                Reading::Wrong { version, error, until }
+            }
+            None => Reading::Found { version, expires: loaded.expires },
+        };
+        Read { reading, loaded: Some(loaded), wrong: None }
+    }
+
+    /// Certificates are read on other threads, [`READINGS`] at a time.
+    async fn parse(&self, kind: IdentityType, what: What) -> Option<Result<Credential, CredentialProblem>> {
+        if kind != IdentityType::ServicePrincipalCertificate {
+            return Some(match what {
+                What::Secret(reference, data) => parse::client_secret(&reference, &data),
+            });
+        }
+        let turn = Arc::clone(&self.readings).acquire_owned().await.ok()?;
+        let read = tokio::task::spawn_blocking(move || {
+            let read = match what {
+                What::Secret(reference, data) => parse::certificate(&reference, &data),
+            };
+            // Not before: nobody can end a reading.
+            drop(turn);
+            read
+        });
+        read.await.ok()
+    }
+}
+
+fn unavailable(message: String) -> TokenError {
+    TokenError::Unavailable { message, retry_after: Duration::from_secs(2) }
+}
+
+fn version<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Version {
+    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    for part in parts {
+        context.update(&part.len().to_be_bytes());
+        context.update(part);
+    }
+    digest::first64(context.finish().as_ref()).max(1)
+}

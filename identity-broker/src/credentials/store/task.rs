@@ -1,0 +1,308 @@
+//! One credential: what its machine wants done.
+
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use identity_core::lookup::{CredentialSource, Identity};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinHandle},
+};
+
+use super::{Answer, Command, Context, Shared, milliseconds};
+use crate::{
+    credentials::{
+        notice::Notice,
+        rotation::{Effect, Freshness, Input, Now, Outcome, Outlook, Reading, Rotation, Saying, Version},
+        source::{Known, Loaded, Read},
+    },
+    tokens::TokenError,
+};
+
+/// How often the wall clock is looked at, which may have been set.
+const LOOK: Duration = Duration::from_mins(15);
+
+pub(super) struct Task {
+    context: Arc<Context>,
+    identity: Arc<Identity>,
+    shared: Arc<Shared>,
+    machine: Rotation,
+    known: Known,
+    waiters: Vec<(Option<Version>, oneshot::Sender<Answer>)>,
+    follow: Option<watch::Receiver<u64>>,
+    reading: Option<Working<Read>>,
+    trying: Option<(Version, Working<Outcome>)>,
+    /// What a token was got for last.
+    resource: Option<Box<str>>,
+    timer: Option<Duration>,
+}
+
+/// Work on another task; given up when it is dropped.
+struct Working<T>(JoinHandle<T>, AbortHandle);
+
+impl<T: Send + 'static> Working<T> {
+    fn on(work: impl Future<Output = T> + Send + 'static) -> Self {
+        let task = tokio::spawn(work);
+        let abort = task.abort_handle();
+        Self(task, abort)
+    }
+
+    /// `None` if it panicked.
+    async fn done(&mut self) -> Option<T> {
+        (&mut self.0).await.ok()
+    }
+}
+
+impl<T> Drop for Working<T> {
+    fn drop(&mut self) {
+        self.1.abort();
+    }
+}
+
+impl Task {
+    pub(super) fn new(context: Arc<Context>, identity: Arc<Identity>, shared: Arc<Shared>) -> Self {
+        let follow = following(&context, &identity);
+        let freshness = match identity.credential {
+            CredentialSource::KeyVault(_) => Freshness::Polled(context.rotation.vault_poll),
+            _ if follow.is_some() => Freshness::Followed,
+            _ => Freshness::OnDemand(context.age),
+        };
+        let machine = Rotation::new(context.rotation.clone(), freshness, rand::random());
+        Self {
+            context,
+            identity,
+            shared,
+            machine,
+            known: Known::default(),
+            waiters: Vec::new(),
+            follow,
+            reading: None,
+            trying: None,
+            resource: None,
+            timer: None,
+        }
+    }
+
+    /// Until nobody wants it any more.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            let look = self.now().mono + LOOK;
+            let wake = self.context.base + self.timer.map_or(look, |at| at.min(look));
+            let sleep = pin!(tokio::time::sleep_until(wake));
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                still = changed(self.follow.as_mut()) => {
+                    if still {
+                        self.handle(Input::Changed);
+                    } else {
+                        self.follow = None;
+                        self.handle(Input::Freshness(Freshness::OnDemand(self.context.age)));
+                    }
+                }
+                read = read(self.reading.as_mut()) => {
+                    self.reading = None;
+                    self.was_read(read);
+                }
+                (version, outcome) = tried(self.trying.as_mut()) => {
+                    self.trying = None;
+                    self.handle(Input::Tried { version, outcome });
+                }
+                () = sleep => {
+                    self.timer = None;
+                    self.handle(Input::Timer);
+                    if self.is_idle() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { wall: self.context.clock.now(), mono: self.context.base.elapsed() }
+    }
+
+    fn is_idle(&self) -> bool {
+        let wanted = Duration::from_millis(self.shared.wanted.load(Ordering::Relaxed));
+        self.waiters.is_empty() && wanted + self.context.rotation.idle < self.now().mono
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Want { identity, refused, reply } => {
+                self.identity = identity;
+                self.shared.wanted.fetch_max(milliseconds(self.now().mono), Ordering::Relaxed);
+                self.waiters.push((refused, reply));
+                self.handle(Input::Wanted { refused });
+            }
+            Command::Worked { version, resource } => {
+                self.resource = Some(resource);
+                self.handle(Input::Worked { version });
+            }
+        }
+    }
+
+    fn was_read(&mut self, read: Option<Read>) {
+        let read = read.unwrap_or_else(|| {
+            let message = "reading the credential failed inside the broker; its log says more".to_owned();
+            Reading::Unclear(TokenError::Unavailable { message, retry_after: Duration::from_secs(2) }).into()
+        });
+        self.known.wrong = read.wrong;
+        if let Some(loaded) = read.loaded {
+            self.known.loaded.retain(|known| known.version != loaded.version);
+            self.known.loaded.push(loaded);
+        }
+        self.handle(Input::Read(read.reading));
+        // Whoever could not follow it before may be able to now.
+        if self.follow.is_none() && !matches!(self.identity.credential, CredentialSource::KeyVault(_)) {
+            self.follow = following(&self.context, &self.identity);
+            if self.follow.is_some() {
+                self.handle(Input::Freshness(Freshness::Followed));
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        let now = self.now();
+        self.machine.wanted_at(Duration::from_millis(self.shared.wanted.load(Ordering::Relaxed)));
+        let mut effects = Vec::new();
+        self.machine.handle(now, input, &mut effects);
+        for effect in effects {
+            self.perform(effect);
+        }
+        self.publish();
+        // Last, so that whoever is answered finds everything in its place.
+        let waiters = std::mem::take(&mut self.waiters);
+        for (refused, reply) in waiters {
+            match self.machine.outlook(now, refused) {
+                Outlook::Wait if reply.is_closed() => {}
+                Outlook::Wait => self.waiters.push((refused, reply)),
+                Outlook::Serve(version) => {
+                    if let Some(loaded) = self.find(version) {
+                        let _ = reply.send(Ok(loaded));
+                    }
+                }
+                Outlook::None(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Read => {
+                let (context, identity) = (Arc::clone(&self.context), Arc::clone(&self.identity));
+                let known = self.known.clone();
+                self.reading = Some(Working::on(async move { context.reader.read(&identity, known).await }));
+            }
+            Effect::Try { version } => {
+                let Some(loaded) = self.find(version) else { return };
+                let (context, identity) = (Arc::clone(&self.context), Arc::clone(&self.identity));
+                let resource = self.resource.clone();
+                let trying = Working::on(async move {
+                    context.tries.try_it(&identity, &loaded.credential, resource.as_deref()).await.outcome()
+                });
+                self.trying = Some((version, trying));
+            }
+            Effect::SetTimer { at } => self.timer = at,
+            Effect::Say(saying) => self.say(saying),
+        }
+    }
+
+    fn say(&self, saying: Saying) {
+        let identity = self.identity.object.clone();
+        let loaded = |version| self.find(version);
+        let origin = |version| {
+            let origin = loaded(version).map(|loaded| Arc::clone(&loaded.origin));
+            origin.map_or_else(|| origin_of(&self.identity), |origin| (*origin).into())
+        };
+        let notice = match saying {
+            Saying::Rotated { version } => {
+                let expires = loaded(version).and_then(|loaded| loaded.expires);
+                Notice::Rotated { identity, version, origin: origin(version), expires }
+            }
+            Saying::CandidateRefused { version, message } => {
+                Notice::CandidateRefused { identity, origin: origin(version), message }
+            }
+            Saying::Expiring { version, expires, ended } => {
+                Notice::Expiring { identity, origin: origin(version), expires, ended }
+            }
+        };
+        // There may be no listener.
+        let _ = self.context.notices.send(notice);
+    }
+
+    fn find(&self, version: Version) -> Option<Arc<Loaded>> {
+        self.known.loaded.iter().find(|loaded| loaded.version == version).cloned()
+    }
+
+    /// Shows what is in use, and forgets what is not.
+    fn publish(&mut self) {
+        let (current, candidate) = (self.machine.current(), self.machine.candidate());
+        self.known.loaded.retain(|loaded| {
+            let version = Some(loaded.version);
+            version == current || version == candidate || self.trying.as_ref().map(|(version, _)| *version) == version
+        });
+        let loaded = current.and_then(|version| self.find(version));
+        let shown = self.shared.current.load();
+        if shown.as_ref().map(|shown| shown.version) != current {
+            let expires = loaded.as_ref().and_then(|loaded| loaded.expires);
+            self.context.metrics.credential_expiry(&self.identity.object, expires);
+            drop(shown);
+            self.shared.current.store(loaded);
+        }
+        self.shared.fresh.store(milliseconds(self.machine.fresh_until()), Ordering::Release);
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.context.metrics.credential_expiry(&self.identity.object, None);
+    }
+}
+
+/// Where the credential of an identity is said to be.
+fn origin_of(identity: &Identity) -> Box<str> {
+    match &identity.credential {
+        CredentialSource::Secret(secret) => format!("Secret {}/{}", secret.namespace, secret.name).into(),
+        CredentialSource::KeyVault(vault) => format!("Key Vault {}", vault.url).into(),
+        CredentialSource::None | CredentialSource::Federated(_) => "nowhere".into(),
+    }
+}
+
+/// Follows the Secret of an identity, if somebody does.
+fn following(context: &Context, identity: &Identity) -> Option<watch::Receiver<u64>> {
+    let secret = identity.credential.secret()?;
+    let mut follow = context.reader.sources().secrets.follow(&secret.namespace, &secret.name);
+    follow.mark_unchanged();
+    follow.has_changed().is_ok().then_some(follow)
+}
+
+/// Waits until what is followed has changed; `false` when it is followed no longer.
+async fn changed(follow: Option<&mut watch::Receiver<u64>>) -> bool {
+    match follow {
+        Some(follow) => follow.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn read(reading: Option<&mut Working<Read>>) -> Option<Read> {
+    match reading {
+        Some(reading) => reading.done().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tried(trying: Option<&mut (Version, Working<Outcome>)>) -> (Version, Outcome) {
+    match trying {
+        Some((version, trying)) => (*version, trying.done().await.unwrap_or(Outcome::Unclear)),
+        None => std::future::pending().await,
+    }
+}
