@@ -23,6 +23,7 @@ pub const NETWORK: &[Need] = &[
     ("sysctl", "procps"),
     ("curl", "curl"),
     ("openssl", "openssl"),
+    ("faketime", "faketime"),
     ("python3", "python3"),
 ];
 
