@@ -211,7 +211,8 @@ pub(crate) enum Vault {
         /// Name of a secret or certificate.
         name: String,
         /// The version [default: the current one].
-        version: Option<String>,
+        #[arg(value_name = "VERSION")]
+        which: Option<String>,
     },
     /// Keep a version from being read.
     Disable {
@@ -220,7 +221,8 @@ pub(crate) enum Vault {
         /// Name of a secret or certificate.
         name: String,
         /// The version [default: the current one].
-        version: Option<String>,
+        #[arg(value_name = "VERSION")]
+        which: Option<String>,
     },
     /// Delete a secret or certificate.
     Delete {
@@ -353,11 +355,11 @@ fn change(azure: Azure) -> anyhow::Result<Change> {
                 attributes: version.into(),
             },
         },
-        Azure::Vault(Vault::Enable { vault, name, version }) => {
-            Change::EnableVersion { vault, name, version, enabled: true }
+        Azure::Vault(Vault::Enable { vault, name, which }) => {
+            Change::EnableVersion { vault, name, version: which, enabled: true }
         }
-        Azure::Vault(Vault::Disable { vault, name, version }) => {
-            Change::EnableVersion { vault, name, version, enabled: false }
+        Azure::Vault(Vault::Disable { vault, name, which }) => {
+            Change::EnableVersion { vault, name, version: which, enabled: false }
         }
         Azure::Vault(Vault::Delete { vault, name }) => Change::Delete { vault, name },
         Azure::Vault(Vault::Grant { vault, principal, role }) => Change::Grant { vault, role, principal },

@@ -185,3 +185,21 @@ pub(crate) enum Kube {
         assets: Assets,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+        let up = Cli::try_parse_from(["identity-lab", "up", "--clock", "--kube"]).unwrap();
+        assert!(matches!(up.command, Command::Up(Up { clock: Some(start), kube: true, .. }) if start == "now"));
+        let offset = Cli::try_parse_from(["identity-lab", "clock", "offset", "-1h30m"]).unwrap();
+        assert!(
+            matches!(offset.command, Command::Clock { change: Some(Clock::Offset { by }) } if by.as_secs() == -5400)
+        );
+    }
+}

@@ -302,7 +302,11 @@ fn clock(place: &Place, change: Option<&Clock>) -> anyhow::Result<()> {
     }
     let clock = LabClock::of(&file);
     let far = clock.distance();
-    say(&format!("{} ({}{far:#} from the machine's)\n", clock.now(), if far.is_negative() { "" } else { "+" }));
+    let side = match far.signum() {
+        0 => "as the machine's".to_owned(),
+        side => format!("{:#} {} the machine's", far.abs(), if side > 0 { "ahead of" } else { "behind" }),
+    };
+    say(&format!("{} ({side})\n", clock.now()));
     Ok(())
 }
 

@@ -17,6 +17,9 @@ const RESOURCE: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Ma
 const TOKEN: &str =
     "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
+const CLIENT: &str = "22222222-2222-2222-2222-222222222222";
+const TENANT: &str = "11111111-1111-1111-1111-111111111111";
+
 struct Lab {
     directory: tempfile::TempDir,
     held: Option<Child>,
@@ -345,4 +348,189 @@ fn what_is_wrong_with_the_lab_itself_is_said() {
     let foreign = lab.run(&["up", "--no-binaries"]);
     assert!(!foreign.status.success() && text(&foreign).contains("not a lab's"), "{}", text(&foreign));
     assert!(lab.root().join("precious").exists());
+}
+
+/// A client-credentials request of [`CLIENT`] from a pod; the answer's body and status.
+fn entra(lab: &Lab, proof: &[&str]) -> String {
+    let ca = lab.root().join("ca.crt").display().to_string();
+    let url = format!("https://login.microsoftonline.com/{TENANT}/oauth2/v2.0/token");
+    let client = format!("client_id={CLIENT}");
+    let mut arguments = vec!["--cacert", &ca, "-d", &client, "-d", "grant_type=client_credentials"];
+    arguments.extend(["-d", "scope=https://vault.azure.net/.default"]);
+    for field in proof {
+        arguments.extend(["--data-urlencode", field]);
+    }
+    arguments.push(&url);
+    lab.curl("team/a", &arguments)
+}
+
+fn body(answer: &str) -> serde_json::Value {
+    serde_json::from_str(answer.rsplit_once('\n').unwrap().0).unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+fn claims(token: &str) -> serde_json::Value {
+    use base64::Engine as _;
+    let payload = token.split('.').nth(1).unwrap();
+    serde_json::from_slice(&base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap()
+}
+
+#[test]
+fn azure_is_what_the_manifests_need_and_changes_on_demand() {
+    let lab = Lab::new();
+    let done = |arguments: &[&str]| {
+        let output = lab.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        text(&output)
+    };
+    lab.put("lab.yaml", "projectedToken: {lifetimeSeconds: 5}\n");
+    lab.put("pods.yaml", &pod("a", ""));
+    let identity = |name: &str, spec: &str| {
+        format!("kind: AzureIdentity\nmetadata: {{name: {name}, namespace: team}}\nspec: {{{spec}}}\n---\n")
+    };
+    let application = format!("clientID: {CLIENT}, tenantID: {TENANT}");
+    let vault = |host: &str| {
+        format!("{application}, keyVault: {{vaultURL: 'https://{host}', secretName: s, identityRef: reader}}")
+    };
+    lab.put(
+        "identities.yaml",
+        &(identity("reader", &format!("type: 0, resourceID: {RESOURCE}"))
+            + &identity("secret", &format!("type: 1, {}", vault("demo.vault.azure.net")))
+            + &identity("federated", &format!("type: 3, {application}"))),
+    );
+    lab.up();
+
+    // The reader's token opens the vault, and what is in it is the application's secret.
+    let ca = lab.root().join("ca.crt").display().to_string();
+    let token =
+        body(&lab.curl("team/a", &["-H", "Metadata: true", TOKEN]))["access_token"].as_str().unwrap().to_owned();
+    let bearer = format!("Authorization: Bearer {token}");
+    let read = |host: &str| {
+        lab.curl("team/a", &["--cacert", &ca, "-H", &bearer, &format!("https://{host}/secrets/s?api-version=7.4")])
+    };
+    let challenge = lab.curl("team/a", &["--cacert", &ca, "https://demo.vault.azure.net/secrets/s?api-version=7.4"]);
+    assert!(challenge.contains("AKV10000") && challenge.ends_with("401"), "{challenge}");
+    let secret = body(&read("demo.vault.azure.net"))["value"].as_str().unwrap().to_owned();
+    let answer = entra(&lab, &[&format!("client_secret={secret}")]);
+    assert!(answer.ends_with("200"), "{answer}");
+
+    // A rotation: the new secret takes its time, a new version holds it, the old one goes.
+    done(&["azure", "secret", "add", CLIENT, "fresh", "--propagation", "1h"]);
+    assert!(entra(&lab, &["client_secret=fresh"]).contains("AADSTS7000215"));
+    done(&["azure", "secret", "remove", CLIENT, "fresh"]);
+    done(&["azure", "secret", "add", CLIENT, "fresh"]);
+    let version = done(&["azure", "vault", "secret", "demo.vault.azure.net", "s", "fresh"]);
+    let bundle = body(&read("demo.vault.azure.net"));
+    assert!(bundle["value"] == "fresh" && bundle["id"].as_str().unwrap().ends_with(version.trim()), "{bundle}");
+    assert!(entra(&lab, &["client_secret=fresh"]).ends_with("200"));
+    done(&["azure", "secret", "expire", CLIENT, &secret]);
+    assert!(entra(&lab, &[&format!("client_secret={secret}")]).contains("AADSTS7000222"));
+    done(&["azure", "vault", "disable", "demo.vault.azure.net", "s"]);
+    assert!(read("demo.vault.azure.net").contains("SecretDisabled"));
+    let refused = lab.run(&["azure", "secret", "remove", CLIENT, "never"]);
+    assert!(!refused.status.success() && text(&refused).contains("no such client secret"), "{}", text(&refused));
+
+    // A vault that a manifest names later has an address at once, a role of its own, and can be taken away.
+    lab.put("later.yaml", &identity("later", &format!("type: 1, {}", vault("later.vault.azure.net"))));
+    eventually("the vault to be seeded", || read("later.vault.azure.net").ends_with("200"));
+    done(&["fault", "vault-429", "on"]);
+    assert!(read("later.vault.azure.net").ends_with("429"));
+    done(&["fault", "vault-429", "off"]);
+    done(&["azure", "vault", "revoke", "later.vault.azure.net", RESOURCE]);
+    assert!(read("later.vault.azure.net").contains("ForbiddenByRbac"));
+    let counts: serde_json::Value = serde_json::from_str(&done(&["azure", "requests", "--json", "--reset"])).unwrap();
+    let key = format!("{CLIENT} https://vault.azure.net");
+    let count = counts.as_array().unwrap().iter().find(|count| count["key"] == *key).unwrap();
+    assert_eq!((&count["requests"], &count["granted"]), (&4.into(), &2.into()));
+
+    // The node's projected token is an assertion, and is replaced in time.
+    let file = lab.root().join("projected/token");
+    let projected = || fs::read_to_string(&file).unwrap();
+    let assert = |token: &str| {
+        let kind = "client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+        entra(&lab, &[kind, &format!("client_assertion={token}")])
+    };
+    let first = projected();
+    assert_eq!(claims(&first)["sub"], "system:serviceaccount:entra-pod-identity:entra-pod-identity-node");
+    // The secret's own application is the same, which was taken over: its federated credential stays.
+    assert!(assert(&first).ends_with("200"), "{}", assert(&first));
+    eventually("another token", || projected() != first);
+    assert!(assert(&projected()).ends_with("200"));
+    let configuration = "https://oidc.identity-lab.internal/.well-known/openid-configuration";
+    assert!(lab.curl("team/a", &["--cacert", &ca, configuration]).contains("jwks_uri"));
+
+    let directory = lab.directory.path().join("credential");
+    done(&["credential", directory.to_str().unwrap(), "--name", "app", "--password", "p"]);
+    let certificate = directory.join("certificate.pem").display().to_string();
+    done(&["azure", "certificate", "add", CLIENT, &certificate]);
+    assert!(done(&["azure", "show"]).contains("BEGIN CERTIFICATE"));
+    done(&["azure", "certificate", "remove", CLIENT, &certificate]);
+    for name in ["key.pem", "bundle.pem", "credential.p12"] {
+        assert!(directory.join(name).is_file(), "{name}");
+    }
+    assert!(text(&lab.run(&["clock"])).contains("up --clock"));
+}
+
+#[test]
+fn programs_and_emulators_follow_the_clock_of_the_lab() {
+    let lab = Lab::new();
+    lab.put("a.yaml", &pod("a", ""));
+    lab.put(
+        "identity.yaml",
+        &format!("kind: AzureIdentity\nmetadata: {{name: i}}\nspec: {{resourceID: {RESOURCE}}}\n"),
+    );
+    let manifests = lab.manifests();
+    let up =
+        ["up", "--no-binaries", "--clock", "2026-11-27T23:59:00-08:00", "--manifests", manifests.to_str().unwrap()];
+    let output = lab.run(&up);
+    assert!(output.status.success(), "{}", text(&output));
+    let token = || {
+        let body = body(&lab.curl("team/a", &["-H", "Metadata: true", &format!("{TOKEN}&bypass_cache=true")]));
+        claims(body["access_token"].as_str().unwrap())["exp"].as_i64().unwrap() - 86_399
+    };
+    let about = |shown: i64, expected: &str| {
+        let expected: jiff::Timestamp = expected.parse().unwrap();
+        assert!((0..120).contains(&(shown - expected.as_second())), "{shown}, not {expected}");
+    };
+    about(token(), "2026-11-28T07:59:00Z");
+    let shown = text(&lab.run(&["clock", "set", "2026-11-28T00:59:50-08:00"]));
+    assert!(shown.starts_with("2026-11-28T08:59:5"), "{shown}");
+    about(token(), "2026-11-28T08:59:50Z");
+
+    // What the two binaries are started with, on two programs: the wall clock follows while they run, timers do not.
+    let clock = identity_lab::node::clock::LabClock::of(&lab.root().join("clock"));
+    let environment = clock.environment().unwrap();
+    let script = "import time, subprocess, sys\nfirst, ticks = time.time(), time.monotonic()\n\
+                  subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n\
+                  print(int(first), time.time() - first > 1e8, abs(time.monotonic() - ticks) < 100)";
+    let mut set = vec!["env", "-u", "LD_PRELOAD", env!("CARGO_BIN_EXE_identity-lab"), "clock", "set"];
+    set.push("2036-01-01T00:00:00Z");
+    #[expect(clippy::disallowed_methods, reason = "a program that follows the clock")]
+    let output = Command::new("python3")
+        .args(["-c", script])
+        .args(&set)
+        .env("IDENTITY_LAB_DIR", lab.root())
+        .envs(environment.clone())
+        .output()
+        .unwrap();
+    let shown = text(&output);
+    let (first, rest) = shown.split_once(' ').unwrap_or_else(|| panic!("{shown}"));
+    about(first.parse().unwrap(), "2026-11-28T08:59:50Z");
+    assert_eq!(rest, "True True\n");
+    about(token(), "2036-01-01T00:00:00Z");
+
+    // A Rust program: this one, whose `clock` adds the distance to what it takes for the machine's time.
+    let far = jiff::Timestamp::from_second(token()).unwrap();
+    let doubled = lab.command(&["clock"]).envs(environment).output().unwrap();
+    let shown = text(&doubled);
+    let shown: jiff::Timestamp =
+        shown.split(' ').next().unwrap().parse().unwrap_or_else(|error| panic!("{error}: {shown}"));
+    let distance = far.duration_since(identity_lab::node::clock::machine());
+    assert!(
+        shown.duration_since(far).as_secs().abs_diff(distance.as_secs()) < 60,
+        "{shown} is not twice as far as {far}"
+    );
+
+    assert!(text(&lab.run(&["clock", "offset", "-90s"])).contains("1m 30s behind"), "{}", text(&lab.run(&["clock"])));
+    assert!(text(&lab.run(&["clock", "off"])).contains("(as the machine's)"), "{}", text(&lab.run(&["clock"])));
+    assert!(text(&lab.run(&["clock", "set", "Friday"])).contains("is no time such as"));
 }

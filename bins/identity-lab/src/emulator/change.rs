@@ -399,5 +399,7 @@ fn stamped(attributes: &mut Attributes, now: Timestamp) -> String {
 /// The name of a version that the directory leaves unnamed: the same for the same place.
 pub(super) fn version_of(host: &str, name: &str, place: usize) -> String {
     let hash = Sha256::digest(format!("{host}/{name}/{place}").to_ascii_lowercase());
-    hash[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    uuid::Builder::from_bytes(bytes).into_uuid().simple().to_string()
 }

@@ -96,7 +96,7 @@ impl Seeder<'_> {
             None if managed => self.tenant,
             None => tenant,
         };
-        let id = self.tenant(&tenant.to_owned()).id.clone();
+        let id = self.tenant(tenant).id.clone();
         Ok((principal.to_owned(), id))
     }
 

@@ -47,9 +47,11 @@ const NUMBERED: [&str; 8] = ["7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2
 struct KeyVault {
     config: KeyVaultConfig,
     shared: Arc<Shared>,
-    /// PKCS#12 files of certificates, by certificate and key: encryption is random, and a version's value stays as it is.
-    bundles: Mutex<HashMap<(Vec<u8>, Vec<u8>), String>>,
+    bundles: Mutex<Bundles>,
 }
+
+/// PKCS#12 files of certificates, by certificate and key: encryption is random, and a version's value stays as it is.
+type Bundles = HashMap<(Vec<u8>, Vec<u8>), String>;
 
 /// Whether a host (without port, in lower case) is a vault's: one of the directory's, or one that ends as vaults do.
 pub(super) fn is_vault(known: &Known, host: &str) -> bool {
