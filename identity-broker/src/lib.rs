@@ -59,12 +59,14 @@ pub mod credentials;
 mod decide;
 mod digest;
 pub mod endpoint;
+pub mod federated;
 pub mod metadata;
 mod metrics;
 mod secrets;
 mod server;
 pub mod tokens;
 mod upstream;
+pub mod vault;
 
 pub use audit::{AuditError, AuditRecord, AuditSink, LogAudit};
 pub use clock::Clock;

@@ -1,0 +1,1 @@
+//! Assertions of workload identity federation.
