@@ -68,7 +68,7 @@ pub mod tokens;
 mod upstream;
 pub mod vault;
 
-pub use audit::{AuditError, AuditRecord, AuditSink, LogAudit};
+pub use audit::{AuditError, AuditRecord, AuditSink, FanOut, LogAudit, Policy, TokenSource, Verdict};
 pub use clock::Clock;
 pub use credentials::{Checked, Checker, CredentialError, CredentialProblem};
 pub use decide::Decide;

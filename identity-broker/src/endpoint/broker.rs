@@ -46,6 +46,8 @@ pub struct BrokerConfig {
     pub limits: LimitsConfig,
     /// What happens when an audit record cannot be written.
     pub on_audit_failure: OnAuditFailure,
+    /// The node, for the audit records.
+    pub node: String,
 }
 
 impl Default for BrokerConfig {
@@ -55,6 +57,7 @@ impl Default for BrokerConfig {
             body_timeout: Duration::from_secs(5),
             limits: LimitsConfig::default(),
             on_audit_failure: OnAuditFailure::Deny,
+            node: String::new(),
         }
     }
 }
@@ -115,9 +118,18 @@ where
 
     /// A connection of `peer`, accepted now. What one pod may ask for is counted by its address.
     pub fn connection(&self, peer: SocketAddr) -> Arc<Connection> {
+        self.connected(peer, None)
+    }
+
+    /// The same for a connection of which is known where it was going before it was redirected; audit records say so.
+    pub fn connection_to(&self, peer: SocketAddr, destination: SocketAddr) -> Arc<Connection> {
+        self.connected(peer, Some(destination))
+    }
+
+    fn connected(&self, peer: SocketAddr, destination: Option<SocketAddr>) -> Arc<Connection> {
         let account = self.limits.account(peer.ip());
         let pause = self.limits.connection(&account);
-        Connection::new(peer, self.clock.now(), account, pause)
+        Connection::new(peer, destination, self.clock.now(), account, pause)
     }
 
     /// The service of one connection, for whatever HTTP server there is.
@@ -225,22 +237,19 @@ where
         };
         let assignment = allow.and_then(assignment_of).or(subject.1);
         let pod = subject.0.or(allow.map(|allow| &allow.pod));
+        let verdict = if matches!(error, EndpointError::Denied(..)) { Verdict::Denied } else { Verdict::Failed };
         self.record(&AuditRecord {
-            time: self.clock.now(),
-            verdict: if matches!(error, EndpointError::Denied(..)) { Verdict::Denied } else { Verdict::Failed },
-            reason: error.reason(),
+            node: &self.config.node,
             detail: &detail,
-            address: connection.peer.ip(),
+            destination: connection.destination,
             pod: pod.map(|pod| &**pod),
             binding: assignment.map(|assignment| &assignment.binding),
             identity: assignment.map(|assignment| &assignment.identity.object),
+            identity_type: assignment.map(|assignment| assignment.identity.kind),
             exception: allow.and_then(exception_of),
-            resource,
             client_id: assignment.and_then(|assignment| assignment.identity.client_id.as_deref()),
-            expires_on: None,
-            token_id: None,
-            upstream_request_id: None,
             suppressed,
+            ..AuditRecord::new(self.clock.now(), verdict, error.reason(), connection.peer.ip(), resource)
         })
         .await;
     }
@@ -340,6 +349,11 @@ pub(super) fn exception_of(allow: &Allow) -> Option<&ObjectRef> {
         Ground::Assignment(_) => None,
         Ground::Exempt(exception) => Some(exception),
     }
+}
+
+/// Name of the grant that is active.
+pub(super) fn grant_of(assignment: &Assignment, now: Timestamp) -> Option<&str> {
+    assignment.granted.as_ref().filter(|granted| granted.until > now).map(|granted| &*granted.name)
 }
 
 /// Whether the object is of another namespace than the pod, which then is not told its name.

@@ -50,6 +50,8 @@ pub fn path_normalise(path: &str) -> Result<CanonicalPath, TargetError> {
 pub struct Connection {
     /// The caller's address.
     pub peer: SocketAddr,
+    /// Where it was going before it was redirected, if that is known.
+    pub destination: Option<SocketAddr>,
     /// When it was accepted.
     pub since: Timestamp,
     /// The pod its first decision was for.
@@ -62,8 +64,14 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that no decision has been made for.
-    fn new(peer: SocketAddr, since: Timestamp, account: Arc<limits::Account>, pause: Duration) -> Arc<Self> {
-        Arc::new(Self { peer, since, pinned: OnceLock::new(), account, pause })
+    fn new(
+        peer: SocketAddr,
+        destination: Option<SocketAddr>,
+        since: Timestamp,
+        account: Arc<limits::Account>,
+        pause: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self { peer, destination, since, pinned: OnceLock::new(), account, pause })
     }
 
     /// UID of the pod that the connection is pinned to.

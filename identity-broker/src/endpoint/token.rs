@@ -9,13 +9,13 @@ use super::{
     Connection, authority,
     body::Body,
     broker::OnAuditFailure,
-    broker::{Asked, Broker, Ground, assignment_of, exception_of, ground, is_foreign},
+    broker::{Asked, Broker, Ground, assignment_of, exception_of, grant_of, ground, is_foreign},
     error::{EndpointError, RateLimit, json},
     forms::{Form, TokenRequest},
     limits::Waiting,
 };
 use crate::{
-    audit::{AuditRecord, AuditSink, Verdict},
+    audit::{AuditRecord, AuditSink, TokenSource, Verdict},
     clock::Clock,
     decide::Decide,
     metrics::Reason,
@@ -78,14 +78,14 @@ where
         let mut freshness = if request.bypass_cache { Freshness::Upstream } else { Freshness::Any };
         for _ in 0..ROUNDS {
             *allowed = Some(allow.clone());
-            let token = self.token(connection, &allow, request, freshness, &mut waiting).await?;
+            let (token, source) = self.token(connection, &allow, request, freshness, &mut waiting).await?;
             // The world may have changed while upstream was asked.
             let again = match self.decide(connection, &request.as_request()) {
                 Decision::Allow(again) => again,
                 other => return Err(refusal(other, request).into()),
             };
             if is_for(&again, &allow) {
-                return self.answer(connection, request, &again, &token).await;
+                return self.answer(connection, request, &again, &token, source).await;
             }
             allow = again;
             freshness = Freshness::Any;
@@ -101,13 +101,14 @@ where
         request: &TokenRequest,
         freshness: Freshness,
         waiting: &mut Option<Waiting<'a>>,
-    ) -> Result<Arc<Token>, EndpointError> {
+    ) -> Result<(Arc<Token>, TokenSource), EndpointError> {
         let assignment = match ground(&allow.source) {
             Ground::Assignment(assignment) => assignment,
             Ground::Exempt(_) => {
                 self.wait_in_line(connection, waiting)?;
                 let token = self.metadata.exempt_token(&allow.pod, request).await;
-                return token.map_err(|error| EndpointError::Token { error, foreign: false });
+                let token = token.map_err(|error| EndpointError::Token { error, foreign: false })?;
+                return Ok((token, TokenSource::Upstream));
             }
         };
         let (identity, asked) = (&assignment.identity, request.authority.as_ref());
@@ -116,12 +117,14 @@ where
             Freshness::Any => self.tokens.ready(identity, &request.resource),
             Freshness::Upstream => None,
         };
-        let token = match ready {
-            Some(ready) => ready.map_err(|error| unavailable(error, allow, identity))?,
-            None => self.cold(connection, allow, identity, &request.resource, freshness, waiting).await?,
+        let (token, source) = if let Some(ready) = ready {
+            (ready.map_err(|error| unavailable(error, allow, identity))?, TokenSource::Cache)
+        } else {
+            let token = self.cold(connection, allow, identity, &request.resource, freshness, waiting).await?;
+            (token, TokenSource::Upstream)
         };
         authority::check_tenant(asked, identity, token.tenant())?;
-        Ok(token)
+        Ok((token, source))
     }
 
     /// Gets a token that is not at hand, within the pod's share of what is asked upstream.
@@ -151,6 +154,7 @@ where
         request: &TokenRequest,
         allow: &Allow,
         token: &Token,
+        source: TokenSource,
     ) -> Result<Response<Body>, Unissued> {
         let now = self.clock.now();
         let clamp = |allow: &Allow| allow.until.map_or(token.expires_on(), |until| until.min(token.expires_on()));
@@ -160,21 +164,22 @@ where
         }
         let assignment = assignment_of(allow);
         let mut record = AuditRecord {
-            time: now,
-            verdict: Verdict::Issued,
-            reason: Reason::Issued,
-            detail: "",
-            address: connection.peer.ip(),
+            node: &self.config.node,
+            destination: connection.destination,
             pod: Some(&allow.pod),
             binding: assignment.map(|assignment| &assignment.binding),
             identity: assignment.map(|assignment| &assignment.identity.object),
+            identity_type: assignment.map(|assignment| assignment.identity.kind),
             exception: exception_of(allow),
-            resource: &request.resource,
+            grant: assignment.and_then(|assignment| grant_of(assignment, now)),
             client_id: token.client_id(),
+            source: Some(source),
+            token_expires_on: Some(token.expires_on()),
             expires_on: Some(expires_on),
             token_id: Some(token.id()),
+            uti: token.uti(),
             upstream_request_id: token.request_id(),
-            suppressed: 0,
+            ..AuditRecord::new(now, Verdict::Issued, Reason::Issued, connection.peer.ip(), &request.resource)
         };
         if let Err(error) = self.audit.record(&record).await {
             tracing::error!(%error, pod = %allow.pod.name, namespace = %allow.pod.namespace, "audit");

@@ -137,7 +137,7 @@ pub async fn serve<D, T, A, C>(
         }
         // Answers are small and waited for.
         let _ = stream.set_nodelay(true);
-        let connection = broker.connection(peer);
+        let connection = broker.connection_to(peer, SocketAddr::V4(config.metadata));
         let pause = connection.pause;
         let service = TowerToHyperService::new(broker.stack(connection));
         let stream = Patient::new(stream, config.write_timeout, config.linger);
