@@ -1,7 +1,9 @@
-//! `cargo xtask bench`: runs the benchmarks and writes `target/bench/report.json` and `report.md`: rows of what was
-//! measured, with the bar where the design sets one.
+//! `cargo xtask bench`: runs the benchmarks and writes `target/bench/report.json`, `report.md` and plots: rows of what was
+//! measured, with the bar where the design sets one, and where the time goes.
 
+mod figures;
 mod load;
+mod plot;
 mod report;
 
 use std::{
@@ -40,6 +42,10 @@ enum Group {
     Lookup,
     /// The node daemon under load.
     Load,
+    /// What grows with pods and identities.
+    Growth,
+    /// Where the processor time of a warm token goes.
+    Profile,
     /// The controller with 2,000 pods.
     Assign,
 }
@@ -80,9 +86,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     packages::ensure(packages::BUILD)?;
     let assets = setup::kube::assets()?;
     let groups = match arguments.groups.as_slice() {
-        [] => &[Group::Lookup, Group::Load, Group::Assign],
+        [] => &[Group::Profile, Group::Lookup, Group::Load, Group::Growth, Group::Assign],
         some => some,
     };
+    if groups.contains(&Group::Profile) {
+        load::can_profile()?;
+    }
     if arguments.write && !arguments.groups.is_empty() {
         bail!("--write puts the figures of all groups into the page: leave the groups out");
     }
@@ -91,19 +100,27 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for group in groups {
         rows.extend(match group {
             Group::Lookup => lookup(arguments.quick)?,
-            Group::Load => load::rows(&assets, arguments.quick)?,
+            Group::Load => load::load(&assets, arguments.quick)?,
+            Group::Growth => load::growth(&assets, arguments.quick)?,
+            Group::Profile => load::profile(&assets, arguments.quick)?,
             Group::Assign => assign(&assets, arguments.quick)?,
         });
     }
+    let figures = figures::figures(&rows);
     let directory = paths::target().join("bench");
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     files::replace(&directory.join("report.json"), &serde_json::to_string_pretty(&rows)?)?;
     files::replace(&directory.join("report.md"), &report::report(&machine, &rows))?;
-    files::replace(&directory.join("report.svg"), &report::picture(&rows))?;
+    for figure in &figures {
+        files::replace(&directory.join(format!("{}.svg", figure.name)), &figure.svg)?;
+    }
     if arguments.write {
         let docs = paths::root().join("docs");
-        files::replace(&docs.join("benchmarks.md"), &report::page(&machine, &rows, arguments.quick))?;
-        files::replace(&docs.join("benchmarks.svg"), &report::picture(&rows))?;
+        files::replace(&docs.join("benchmarks.md"), &report::page(&machine, &rows, &figures, arguments.quick))?;
+        std::fs::create_dir_all(docs.join("benchmarks")).context("cannot make docs/benchmarks")?;
+        for figure in &figures {
+            files::replace(&docs.join(format!("benchmarks/{}.svg", figure.name)), &figure.svg)?;
+        }
     }
     term::heading("Benchmarks");
     let mut table = term::Table::new(["id", "value", "unit", "min", "max", "bar", "met"]);
@@ -171,12 +188,19 @@ struct Estimate {
 fn lookup_row(estimate: &Estimate) -> Option<Row> {
     let pods = estimate.id.rsplit('/').next()?;
     let count: u64 = pods.replace('_', "").parse().ok()?;
-    let (id, what, unit, scale, bar) = if estimate.id.starts_with("publish") {
-        (format!("publish_us_{count}"), format!("one change applied and published, {count} pods"), "µs", 1000.0, 50.0)
-    } else if estimate.id.starts_with("lookup") {
-        (format!("lookup_ns_{count}"), format!("address to decision, {count} pods"), "ns", 1.0, 100.0)
-    } else {
-        return None;
+    let (id, what, unit, scale, bar) = match estimate.id.split('/').next()? {
+        "publish" => {
+            let what = format!("one change applied and published, {count} pods");
+            (format!("publish_us_{count}"), what, "µs", 1000.0, Some(50.0))
+        }
+        "lookup" => {
+            (format!("lookup_ns_{count}"), format!("address to decision, {count} pods"), "ns", 1.0, Some(100.0))
+        }
+        "identities" => {
+            let what = format!("address to decision, 250 pods with {count} identities each");
+            (format!("lookup_ns_identities_{count}"), what, "ns", 1.0, None)
+        }
+        _ => return None,
     };
     Some(
         Row {
@@ -186,7 +210,7 @@ fn lookup_row(estimate: &Estimate) -> Option<Row> {
             unit: unit.into(),
             min: estimate.low / scale,
             max: estimate.high / scale,
-            bar: Some(bar),
+            bar,
             met: None,
         }
         .judged(),

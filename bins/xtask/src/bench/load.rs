@@ -5,34 +5,74 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::Row;
-use crate::{paths, run::Cmd, setup::packages, term};
+use crate::{
+    paths,
+    run::Cmd,
+    setup::packages::{self, Need},
+    term,
+};
 
-/// Builds the daemons and runs both parts.
+/// What samples stacks.
+const PERF: &[Need] = &[("perf", "linux-perf")];
+
+/// The token path, and the node with an API server.
 ///
 /// # Errors
 /// When they cannot run.
-pub(super) fn rows(assets: &Path, quick: bool) -> anyhow::Result<Vec<Row>> {
-    packages::ensure(packages::NETWORK)?;
-    let daemons = ["--package", "identity-controller", "--package", "identity-node"];
-    Cmd::cargo().args(["build", "--quiet", "--locked", "--release"]).args(daemons).run()?;
-    let directory = paths::target().join("bench");
-    std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+pub(super) fn load(assets: &Path, quick: bool) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (part, heading) in [
         ("tokens", "Tokens: warm, at fixed rates, beside a pod that hammers, cold"),
         ("cluster", "The node with a real kube-apiserver: memory, first tokens, calls"),
     ] {
-        term::heading(heading);
-        let text = Cmd::cargo()
-            .args(["bench", "--quiet", "--locked", "--package", "benches", "--bench", "load", "--", part])
-            .args(quick.then_some("--quick"))
-            .env("KUBEBUILDER_ASSETS", assets)
-            .env("IDENTITY_CONTROLLER", paths::target().join("release/identity-controller"))
-            .env("IDENTITY_NODE", paths::target().join("release/identity-node"))
-            .env("BENCH_DIR", &directory)
-            .text()?;
-        let new: Vec<Row> = serde_json::from_str(text.trim()).with_context(|| format!("not rows: {text}"))?;
-        rows.extend(new);
+        rows.extend(part_of(assets, &[part], heading, quick)?);
     }
     Ok(rows)
+}
+
+/// How memory, processor time and latency grow.
+///
+/// # Errors
+/// When it cannot run.
+pub(super) fn growth(assets: &Path, quick: bool) -> anyhow::Result<Vec<Row>> {
+    part_of(assets, &["growth"], "Growth: 10 to 1,000 pods, 1 to 100 identities, with a real kube-apiserver", quick)
+}
+
+/// Where the processor time of a warm token goes.
+///
+/// # Errors
+/// When it cannot run.
+pub(super) fn profile(assets: &Path, quick: bool) -> anyhow::Result<Vec<Row>> {
+    part_of(assets, &["tokens", "profile"], "Profile: where the processor time of a warm token goes", quick)
+}
+
+/// Makes sure that there is a `perf` which can sample a process here: better known before than after the rest.
+///
+/// # Errors
+/// When there is none, or the kernel does not let it.
+pub(super) fn can_profile() -> anyhow::Result<()> {
+    packages::ensure(PERF)?;
+    let nowhere = ["record", "-q", "-e", "cpu-clock", "-o", "/dev/null", "--", "true"];
+    Cmd::new("perf").args(nowhere).run_quietly().context(
+        "perf cannot sample here (see /proc/sys/kernel/perf_event_paranoid). Name the groups to run, without `profile`",
+    )
+}
+
+fn part_of(assets: &Path, words: &[&str], heading: &str, quick: bool) -> anyhow::Result<Vec<Row>> {
+    packages::ensure(packages::NETWORK)?;
+    let daemons = ["--package", "identity-controller", "--package", "identity-node"];
+    Cmd::cargo().args(["build", "--quiet", "--locked", "--release"]).args(daemons).run()?;
+    let directory = paths::target().join("bench");
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    term::heading(heading);
+    let text = Cmd::cargo()
+        .args(["bench", "--quiet", "--locked", "--package", "benches", "--bench", "load", "--"])
+        .args(words)
+        .args(quick.then_some("--quick"))
+        .env("KUBEBUILDER_ASSETS", assets)
+        .env("IDENTITY_CONTROLLER", paths::target().join("release/identity-controller"))
+        .env("IDENTITY_NODE", paths::target().join("release/identity-node"))
+        .env("BENCH_DIR", &directory)
+        .text()?;
+    serde_json::from_str(text.trim()).with_context(|| format!("not rows: {text}"))
 }

@@ -1,8 +1,11 @@
-//! The report for people: a table, a page for `docs/`, a picture.
+//! The report for people: tables, what missed its bar and where the time goes, a page for `docs/`.
 
 use std::fmt::Write as _;
 
-use super::Row;
+use super::{
+    Row,
+    figures::{self, Figure},
+};
 use crate::run::Cmd;
 
 /// Rows for which more is better.
@@ -38,7 +41,7 @@ fn is_more_better(row: &Row) -> bool {
 }
 
 /// How much of its bar a figure uses: at most 1 is good.
-fn share(row: &Row) -> Option<f64> {
+pub(super) fn share(row: &Row) -> Option<f64> {
     let bar = row.bar.filter(|bar| *bar > 0.0)?;
     Some(if is_more_better(row) { bar / row.value } else { row.value / bar })
 }
@@ -110,9 +113,75 @@ impl Machine {
     }
 }
 
+/// What missed its bar, by how much, and where the time goes.
+fn missed(rows: &[Row]) -> String {
+    let judged = rows.iter().filter(|row| row.met.is_some()).count();
+    let missed: Vec<&Row> = rows.iter().filter(|row| row.met == Some(false)).collect();
+    if missed.is_empty() {
+        return format!("None of the {judged} bars is missed.\n");
+    }
+    let mut text = format!("{} of {judged} bars are missed:\n\n", missed.len());
+    for row in missed {
+        let by = share(row).map_or_else(String::new, |share| format!(", missed by {:.0} %", (share - 1.0) * 100.0));
+        let _ = writeln!(
+            text,
+            "* `{}`: {} {} (from {} to {}), the bar is {}{by}. {}",
+            row.id,
+            number(row.value),
+            row.unit,
+            number(row.min),
+            number(row.max),
+            bar(row),
+            because(row, rows)
+        );
+    }
+    text
+}
+
+/// What is known about why a figure is what it is.
+fn because(row: &Row, rows: &[Row]) -> String {
+    if !(row.id.starts_with("warm_") || row.id.starts_with("cpu_") || row.id.starts_with("p99_")) {
+        return String::new();
+    }
+    let mut parts = figures::parts(rows);
+    if parts.is_empty() {
+        return "(There is no profile in this run.)".to_owned();
+    }
+    let more: f64 = parts.iter().map(|(.., node, bare)| node - bare).sum();
+    parts.sort_by(|one, other| (other.2 - other.3).total_cmp(&(one.2 - one.3)));
+    let named = parts.iter().take(4).map(|(_, what, node, bare)| format!("{what} {:.1} µs", node - bare));
+    format!(
+        "A token costs {more:.1} µs of processor time more than the bare server's answer; most of it is {}.",
+        named.collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// The profile as a table.
+fn profile(rows: &[Row]) -> String {
+    let parts = figures::parts(rows);
+    if parts.is_empty() {
+        return "There is no profile in this run.\n".to_owned();
+    }
+    let all: f64 = parts.iter().map(|(.., node, _)| node).sum();
+    let all_bare: f64 = parts.iter().map(|(.., bare)| bare).sum();
+    let mut text =
+        "| part | what | µs | share | bare server, µs | more, µs |\n|---|---|---:|---:|---:|---:|\n".to_owned();
+    for (id, what, node, bare) in &parts {
+        let _ = writeln!(
+            text,
+            "| `{id}` | {what} | {node:.2} | {:.1} % | {bare:.2} | {:.2} |",
+            node / all * 100.0,
+            node - bare
+        );
+    }
+    let _ = writeln!(text, "| | all | {all:.2} | 100 % | {all_bare:.2} | {:.2} |", all - all_bare);
+    text
+}
+
 /// `target/bench/report.md`.
 pub(super) fn report(machine: &Machine, rows: &[Row]) -> String {
-    format!("{}\n{}", machine.listed(), table(rows))
+    let (missed, profile) = (missed(rows), profile(rows));
+    format!("{}\n{missed}\n{profile}\n{}", machine.listed(), table(rows))
 }
 
 const PAGE: &str = "\
@@ -121,8 +190,6 @@ const PAGE: &str = "\
 <!-- Written by `cargo xtask bench --write`. -->
 
 Figures of one run of `cargo xtask bench`. Value is the median of the rounds, min and max are the lowest and the highest round.
-
-![How much of its bar each figure uses](benchmarks.svg)
 
 ## Machine
 
@@ -146,49 +213,32 @@ const METHOD: &str = "
 * **Upstream** answers at once over plain HTTP on kept connections. No TLS handshake and no signature is in any figure.
 * **Kubernetes**: etcd, kube-apiserver and kube-controller-manager as released, on the same machine.
 * Figures of the engine (`lookup_*`, `publish_*`) are criterion's; min and max are the bounds of its 95 % confidence interval.
-
-## Figures
-
+* **The profile** (`cargo xtask bench profile`) is of the same release builds under the closed loop: `perf` samples their
+  stacks 997 times a second, and a sample is laid to the innermost function that names a part. Microseconds are the
+  part's share of the processor time of a request in that run. What a part costs in the kernel is the kernel's line, not the
+  part's, but for the audit record, which has its own.
+* **Growth** is measured with the objects on an API server and one node for each point; the daemon is started for it.
 ";
 
 /// The page for `docs/`.
-pub(super) fn page(machine: &Machine, rows: &[Row], quick: bool) -> String {
+pub(super) fn page(machine: &Machine, rows: &[Row], figures: &[Figure], quick: bool) -> String {
     let quick = if quick { "* `--quick`: few samples\n" } else { "" };
-    format!("{PAGE}{}{quick}{METHOD}{}", machine.listed(), table(rows))
-}
-
-/// Every row with a bar as a line of its own, the bar in the middle; and the latencies.
-pub(super) fn picture(rows: &[Row]) -> String {
-    const LINE: usize = 22;
-    let judged: Vec<(&Row, f64)> = rows.iter().filter_map(|row| Some((row, share(row)?))).collect();
-    let height = judged.len() * LINE + 50;
-    let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"480\" y=\"20\" text-anchor=\"middle\">the bar</text>\n"
-    );
-    for (line, (row, share)) in judged.iter().enumerate() {
-        let y = line * LINE + 30;
-        // 260 pixels are the whole bar, 460 the whole width.
-        let width = (share * 260.0).clamp(1.0, 460.0);
-        let colour = if row.met == Some(true) { "#3b7a57" } else { "#b3423a" };
-        let _ = writeln!(
-            text,
-            "<text x=\"210\" y=\"{}\" text-anchor=\"end\">{}</text><rect x=\"220\" y=\"{y}\" width=\"{width:.0}\" height=\"16\" \
-             fill=\"{colour}\"/><text x=\"690\" y=\"{}\">{} {}</text>",
-            y + 13,
-            row.id,
-            y + 13,
-            number(row.value),
-            row.unit
-        );
-    }
-    let _ = writeln!(
-        text,
-        "<line x1=\"480\" y1=\"26\" x2=\"480\" y2=\"{}\" stroke=\"black\" stroke-dasharray=\"4 3\"/>\n</svg>",
-        height - 16
-    );
-    text
+    let shown = |name: &str| {
+        let figure = figures.iter().find(|figure| figure.name == name);
+        figure.map_or_else(String::new, |figure| format!("![{}](benchmarks/{name}.svg)\n\n", figure.caption))
+    };
+    format!(
+        "{PAGE}{}{quick}\n## Bars\n\n{}{}\n## Latency\n\n{}## Where the time goes\n\n{}{}\n## Growth\n\n{}{METHOD}\n## All \
+         figures\n\n{}",
+        machine.listed(),
+        shown("bars"),
+        missed(rows),
+        shown("latency"),
+        shown("profile"),
+        profile(rows),
+        shown("growth"),
+        table(&rows.iter().filter(|row| !row.id.starts_with("profile_")).cloned().collect::<Vec<_>>())
+    )
 }
 
 #[cfg(test)]
@@ -219,10 +269,24 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_has_a_line_for_each_bar_and_is_xml() {
-        let text = picture(&[row("x", 7.0, Some(5.0), Some(false)), row("y", 1.0, None, None)]);
-        assert!(text.contains("width=\"364\"") && text.contains("#b3423a"), "{text}");
-        assert!(!text.contains(">y<"));
-        assert_eq!(text.matches("<text").count(), text.matches("</text>").count());
+    fn what_missed_its_bar_is_said_with_its_reason() {
+        let part = |id: &str, what: &str, value| Row { what: format!("of it: {what}"), ..row(id, value, None, None) };
+        let rows = [
+            row("warm_ratio", 0.68, Some(0.85), Some(false)),
+            row("rss_mib_250", 13.0, Some(12.0), Some(false)),
+            row("lookup_ns_10", 40.0, Some(100.0), Some(true)),
+            part("profile_us_send", "sending", 9.0),
+            part("profile_us_record", "the record", 3.0),
+            part("profile_bare_us_send", "sending", 7.5),
+        ];
+        assert_eq!(
+            missed(&rows),
+            "2 of 3 bars are missed:\n\n\
+             * `warm_ratio`: 0.68 s (from 0.68 to 0.68), the bar is ≥ 0.85, missed by 25 %. A token costs 4.5 µs of processor \
+             time more than the bare server's answer; most of it is the record 3.0 µs, sending 1.5 µs.\n\
+             * `rss_mib_250`: 13.00 s (from 13.00 to 13.00), the bar is ≤ 12.00, missed by 8 %. \n"
+        );
+        assert_eq!(missed(&rows[2..3]), "None of the 1 bars is missed.\n");
+        assert!(profile(&rows).contains("| `send` | sending | 9.00 | 75.0 % | 7.50 | 1.50 |"), "{}", profile(&rows));
     }
 }
