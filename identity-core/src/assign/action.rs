@@ -56,9 +56,31 @@ pub enum Event {
         /// `metadata.uid` of the deleted object.
         uid: Option<String>,
     },
+    /// The credential of an identity was tried, or could not be. What is said of another object of that name, or of another
+    /// generation than the newest that is known, is ignored.
+    Credential(Box<CredentialVerdict>),
     /// All objects of one kind as they are now: what is not in the list is gone. [`Index::plan`](super::Index::plan)
     /// stays empty until each of the four kinds was listed once.
     Relist(Relist),
+}
+
+/// What is known of the credential of an identity: what its condition [`CREDENTIAL_READY`](super::CREDENTIAL_READY) says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialVerdict {
+    /// The `AzureIdentity`.
+    pub identity: ObjectKey,
+    /// `metadata.uid` of the object that was judged, when it has one.
+    pub uid: Option<String>,
+    /// `metadata.generation` of it.
+    pub generation: Option<i64>,
+    /// Whether Entra takes the credential. `None`: it cannot be told where this was asked, or not now.
+    pub ready: Option<bool>,
+    /// One word in CamelCase.
+    pub reason: String,
+    /// For a person: what is wrong, and what to do.
+    pub message: String,
+    /// When the credential ends, where that is known.
+    pub expires: Option<Timestamp>,
 }
 
 /// All objects of one kind.
@@ -152,6 +174,8 @@ pub struct StatusUpdate {
     pub conditions: Vec<Condition>,
     /// `matchedPods` (bindings only).
     pub matched_pods: Option<i32>,
+    /// `credentialExpiry` (identities only), RFC 3339.
+    pub credential_expiry: Option<String>,
 }
 
 /// Something a person should see in `kubectl describe`.

@@ -146,7 +146,10 @@ impl Index {
             return;
         }
         let usable = Identity::read(&object, self.options.cluster_wide).map(|_| ());
-        self.identities.insert(key.clone(), IdentityState { object, embedded, namespaced, usable });
+        let former = self.identities.remove(&key);
+        let credential =
+            former.filter(|state| state.embedded.metadata == embedded.metadata).and_then(|state| state.credential);
+        self.identities.insert(key.clone(), IdentityState { object, embedded, namespaced, usable, credential });
         self.identity_changed(&key);
     }
 

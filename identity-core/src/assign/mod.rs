@@ -15,6 +15,7 @@
 //! | deleted | when no longer wanted; of a pod that is gone, only what the garbage collector leaves |
 
 mod action;
+mod credential;
 mod explain;
 mod join;
 mod object;
@@ -23,7 +24,7 @@ mod plan;
 mod status;
 
 pub use action::{
-    Action, Apply, Delete, Event, Notice, Options, Outcome, Precondition, Relist, StatusPlan, StatusTarget,
+    Action, Apply, CredentialVerdict, Delete, Event, Notice, Options, Outcome, Precondition, Relist, StatusPlan, StatusTarget,
     StatusUpdate,
 };
 pub use object::node_label;
@@ -50,6 +51,8 @@ use status::StatusBook;
 pub const VALID: &str = "Valid";
 /// Type of a binding's condition: its identity exists.
 pub const IDENTITY_FOUND: &str = "IdentityFound";
+/// Type of an identity's condition: Entra takes its credential. Only of identities that have one of their own.
+pub const CREDENTIAL_READY: &str = "CredentialReady";
 /// Reason of a binding's `Valid=False`: its identity exists, but cannot be used.
 pub const IDENTITY_UNUSABLE: &str = "IdentityUnusable";
 /// Label that marks an assignment as ours (Kubernetes "Recommended Labels").
@@ -124,6 +127,8 @@ struct IdentityState {
     /// Restricted to its own namespace even under cluster-wide matching.
     namespaced: bool,
     usable: Result<(), IdentityError>,
+    /// What was said of the credential of this generation.
+    credential: Option<CredentialVerdict>,
 }
 
 #[derive(Debug)]
@@ -172,6 +177,7 @@ impl Index {
             Event::BindingDeleted(key) => self.remove_binding(&key),
             Event::Assigned(object) => self.observe(&object),
             Event::AssignedDeleted { key, uid } => self.observe_deleted(&key, uid.as_deref()),
+            Event::Credential(verdict) => self.set_credential(*verdict),
             Event::Relist(list) => self.relist(list),
         }
     }

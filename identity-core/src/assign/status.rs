@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use identity_crd::{Condition, Violation, find_condition, set_condition};
+use identity_crd::{Condition, ConditionStatus, Violation, find_condition, set_condition};
 use jiff::Timestamp;
 
 use super::{
-    Action, BindingState, IDENTITY_FOUND, IDENTITY_UNUSABLE, IdentityState, Index, Notice, Outcome, StatusPlan,
+    Action, BindingState, CREDENTIAL_READY, IDENTITY_FOUND, IDENTITY_UNUSABLE, IdentityState, Index, Notice, Outcome, StatusPlan,
     StatusTarget, StatusUpdate, VALID,
 };
 use crate::lookup::IdentityError;
@@ -52,7 +52,10 @@ struct Judgement {
     uid: Option<String>,
     conditions: Vec<Condition>,
     matched_pods: Option<i32>,
+    credential_expiry: Option<String>,
     changed: bool,
+    /// The credential is good again.
+    restored: bool,
 }
 
 impl Index {
@@ -88,7 +91,7 @@ impl Index {
             let wrong: Vec<(String, String)> = judgement
                 .conditions
                 .iter()
-                .filter(|c| c.status == identity_crd::ConditionStatus::False)
+                .filter(|c| c.status == ConditionStatus::False)
                 .map(|c| (c.reason.clone(), c.message.clone()))
                 .collect();
             if judgement.changed {
@@ -101,6 +104,9 @@ impl Index {
                         message: message.clone(),
                     }));
                 }
+                if judgement.restored {
+                    plan.actions.push(Action::Event(restored(&target, &judgement)));
+                }
                 entry.in_flight = true;
                 entry.not_before = now.saturating_add(self.options.status_interval).ok();
                 plan.actions.push(Action::Status(Box::new(StatusUpdate {
@@ -108,6 +114,7 @@ impl Index {
                     uid: judgement.uid,
                     conditions: judgement.conditions,
                     matched_pods: judgement.matched_pods,
+                    credential_expiry: judgement.credential_expiry,
                 })));
             }
             entry.announced = wrong;
@@ -146,7 +153,11 @@ impl Index {
         match &update.target {
             StatusTarget::Identity(key) => {
                 if let Some(state) = self.identities.get_mut(key) {
-                    put(&mut state.object.status.get_or_insert_default().conditions);
+                    let status = state.object.status.get_or_insert_default();
+                    put(&mut status.conditions);
+                    let kept = |c: &Condition| update.conditions.iter().any(|written| written.type_ == c.type_);
+                    status.conditions.retain(|c| c.type_ != CREDENTIAL_READY || kept(c));
+                    status.credential_expiry.clone_from(&update.credential_expiry);
                 }
             }
             StatusTarget::Binding(key) => {
@@ -160,35 +171,35 @@ impl Index {
     }
 
     fn judge_status(&self, target: &StatusTarget, now: Timestamp) -> Option<Judgement> {
-        let (judged, there, uid) = match target {
+        match target {
             StatusTarget::Identity(key) => {
                 let state = self.identities.get(key)?;
-                let there = state.object.status.as_ref().map_or(&[][..], |s| &s.conditions);
-                (vec![identity_valid(state)], there, state.object.metadata.uid.clone())
+                let there = state.object.status.as_ref();
+                let mut judged = vec![identity_valid(state)];
+                let (ready, expiry) = state.credential_status();
+                judged.extend(ready);
+                let is_ready = |conditions: &[Condition]| find_condition(conditions, CREDENTIAL_READY).map(|c| c.status);
+                let conditions = there.map_or(&[][..], |s| &s.conditions);
+                let (before, after) = (is_ready(conditions), is_ready(&judged));
+                let mut judgement = judge(state.object.metadata.uid.as_ref(), judged, conditions, now);
+                judgement.changed |= before.is_some() && after.is_none();
+                judgement.changed |= there.and_then(|s| s.credential_expiry.as_ref()) != expiry.as_ref();
+                judgement.restored = (before, after) == (Some(ConditionStatus::False), Some(ConditionStatus::True));
+                judgement.credential_expiry = expiry;
+                Some(judgement)
             }
             StatusTarget::Binding(key) => {
                 let state = self.bindings.get(key)?;
-                let there = state.object.status.as_ref().map_or(&[][..], |s| &s.conditions);
-                (self.binding_conditions(state), there, state.object.metadata.uid.clone())
+                let there = state.object.status.as_ref();
+                let conditions = there.map_or(&[][..], |s| &s.conditions);
+                let uid = state.object.metadata.uid.as_ref();
+                let mut judgement = judge(uid, self.binding_conditions(state), conditions, now);
+                let pods = Some(i32::try_from(state.pods.len()).unwrap_or(i32::MAX));
+                judgement.changed |= there.and_then(|s| s.matched_pods) != pods;
+                judgement.matched_pods = pods;
+                Some(judgement)
             }
-        };
-        let matched_pods = match target {
-            StatusTarget::Identity(_) => None,
-            StatusTarget::Binding(key) => Some(i32::try_from(self.bindings.get(key)?.pods.len()).unwrap_or(i32::MAX)),
-        };
-        let mut changed = match target {
-            StatusTarget::Identity(_) => false,
-            StatusTarget::Binding(key) => {
-                self.bindings.get(key)?.object.status.as_ref().and_then(|s| s.matched_pods) != matched_pods
-            }
-        };
-        let mut conditions = there.to_vec();
-        let types: Vec<String> = judged.iter().map(|c| c.type_.clone()).collect();
-        for condition in judged {
-            changed |= set_condition(&mut conditions, condition, now);
         }
-        let conditions = types.iter().filter_map(|t| find_condition(&conditions, t).cloned()).collect();
-        Some(Judgement { uid, conditions, matched_pods, changed })
     }
 
     fn binding_conditions(&self, state: &BindingState) -> Vec<Condition> {
@@ -231,7 +242,38 @@ impl Index {
     }
 }
 
-fn condition(type_: &str, holds: bool, reason: &str, message: &str, generation: Option<i64>) -> Condition {
+/// Puts conditions in place of those that are there.
+fn judge(uid: Option<&String>, judged: Vec<Condition>, there: &[Condition], now: Timestamp) -> Judgement {
+    let mut conditions = there.to_vec();
+    let mut changed = false;
+    let types: Vec<String> = judged.iter().map(|c| c.type_.clone()).collect();
+    for condition in judged {
+        changed |= set_condition(&mut conditions, condition, now);
+    }
+    let conditions = types.iter().filter_map(|t| find_condition(&conditions, t).cloned()).collect();
+    let uid = uid.cloned();
+    Judgement { uid, conditions, matched_pods: None, credential_expiry: None, changed, restored: false }
+}
+
+fn restored(target: &StatusTarget, judgement: &Judgement) -> Notice {
+    let condition = find_condition(&judgement.conditions, CREDENTIAL_READY);
+    let text = |of: fn(&Condition) -> &String| condition.map(of).cloned().unwrap_or_default();
+    Notice {
+        target: target.clone(),
+        uid: judgement.uid.clone(),
+        warning: false,
+        reason: CREDENTIAL_READY.to_owned(),
+        message: text(|c| &c.message),
+    }
+}
+
+pub(super) fn condition(
+    type_: &str,
+    holds: impl Into<ConditionStatus>,
+    reason: &str,
+    message: &str,
+    generation: Option<i64>,
+) -> Condition {
     Condition::new(type_, holds, reason, message.chars().take(MAX_MESSAGE).collect::<String>(), generation)
 }
 

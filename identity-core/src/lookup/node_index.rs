@@ -246,6 +246,11 @@ impl NodeIndex {
         self.touch(&held.pod);
     }
 
+    /// The assignment of that name, if there is one that can be served.
+    pub fn assignment(&self, key: &ObjectKey) -> Option<&Arc<Assignment>> {
+        self.assignments.get(key)?.read.as_ref().ok().map(|candidate| &candidate.assignment)
+    }
+
     /// These are all assignments of this node. Answers those that it cannot serve, with the reason.
     pub fn reset_assignments(&mut self, objects: &[AzureAssignedIdentity]) -> Vec<(ObjectKey, AssignmentError)> {
         let listed: HashSet<ObjectKey> = objects.iter().map(|o| ObjectRef::from(&o.metadata).key()).collect();
@@ -444,7 +449,7 @@ impl NodeIndex {
                     if candidate.assignment.pod_uid.is_empty() || candidate.assignment.pod_uid == pod.reference.uid =>
                 {
                     recorder.line(Verdict::Yes, || format!("assignment {key} counts"));
-                    assignments.push(candidate.clone());
+                    assignments.push(candidate.of(&pod.reference));
                 }
                 Ok(Candidate { assignment, .. }) => recorder.line(Verdict::No, || {
                     format!("assignment {key} is for another pod of this name ({})", assignment.pod_uid)

@@ -8,7 +8,9 @@
 //! | [`executor`] | carries out actions: server-side apply with preconditions, or files in the state directory |
 //! | [`controller`] | the controller's one task: index, plans, what is under way |
 //! | [`node`] | the node's one task: node index, published snapshots |
-//! | [`secrets`] | Secrets by name |
+//! | [`identities`] | identities by name, read without a lock |
+//! | [`secrets`] | Secrets by name, followed |
+//! | [`token_request`] | tokens of pods' service accounts, for one audience |
 //!
 //! Time comes from a [`Clock`] that the binary passes in; waiting uses tokio's timers.
 //!
@@ -32,6 +34,7 @@ mod clock;
 pub mod controller;
 pub mod executor;
 mod follow;
+pub mod identities;
 pub mod lease;
 pub mod node;
 pub mod observe;
@@ -41,6 +44,7 @@ pub mod source;
 mod state_dir;
 #[cfg(test)]
 mod testing;
+pub mod token_request;
 mod trim;
 
 pub use backoff::Backoff;

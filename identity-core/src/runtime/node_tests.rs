@@ -84,7 +84,10 @@ impl Rig {
         let stop = CancellationToken::new();
         let (target, token) = (published.clone(), stop.clone());
         let task =
-            tokio::spawn(async move { follow(NodeIndex::new(options), receiver, &target, &sender, &token).await });
+            tokio::spawn(async move {
+                let node = Node::new(NodeIndex::new(options), None, None);
+                follow(node, receiver, &target, &sender, &token).await
+            });
         Self { updates, published, synced, stop, task }
     }
 

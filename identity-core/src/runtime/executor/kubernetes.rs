@@ -156,6 +156,9 @@ pub(super) fn status_object(update: &StatusUpdate) -> Value {
     if let Some(pods) = update.matched_pods {
         status["matchedPods"] = json!(pods);
     }
+    if let Some(expiry) = &update.credential_expiry {
+        status["credentialExpiry"] = json!(expiry);
+    }
     json!({
         "apiVersion": format!("{}/{}", identity_crd::GROUP, identity_crd::VERSION),
         "kind": update.target.kind(),

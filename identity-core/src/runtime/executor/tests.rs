@@ -54,6 +54,7 @@ fn status_of(target: fn(ObjectKey) -> StatusTarget, pods: Option<i32>) -> Action
         uid: Some("uid-x".into()),
         conditions: vec![condition.unwrap()],
         matched_pods: pods,
+        credential_expiry: None,
     }))
 }
 

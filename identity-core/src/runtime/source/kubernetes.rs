@@ -29,10 +29,10 @@ use crate::{
 };
 
 /// After an error: soon at first, since most outages are a restart; never all nodes at once.
-const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(15) };
+pub(in crate::runtime) const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(15) };
 /// A dead connection that says nothing is noticed after this time (and 5 s). The server ends a watch after it, too; resuming
 /// costs one request.
-const WATCH_SECONDS: u32 = 150;
+pub(in crate::runtime) const WATCH_SECONDS: u32 = 150;
 /// How long the server may take until it begins to answer. (kube itself would wait for ever.)
 const FIRST_BYTE: Duration = Duration::from_secs(30);
 /// Objects in one page of a list. Small, since a page is in memory as text, too.
@@ -78,7 +78,7 @@ pub(super) async fn watch(
 }
 
 /// The same client, which gives up when the server does not begin to answer.
-fn impatient(client: Client) -> Client {
+pub(in crate::runtime) fn impatient(client: Client) -> Client {
     let namespace = client.default_namespace().to_owned();
     let send = move |request: Request<Body>| {
         let client = client.clone();
@@ -272,7 +272,7 @@ fn is_gone(error: &watcher::Error) -> bool {
 }
 
 /// The same as the answer to the watch request itself. (As an event in the stream the watcher handles it.)
-fn start_was_gone(error: &watcher::Error) -> bool {
+pub(in crate::runtime) fn start_was_gone(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 

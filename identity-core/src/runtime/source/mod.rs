@@ -17,6 +17,7 @@ use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::kubernetes::{BACKOFF, WATCH_SECONDS, impatient, start_was_gone};
 pub use self::parse::{Problem, examine};
 use super::{
     observe::{Nobody, Observer},
