@@ -600,3 +600,52 @@ fn the_explanation_names_the_exception() {
         node.explain(&web().key(), &Request { resource: VAULT, identity: DEFAULT }, Timestamp::UNIX_EPOCH).to_string();
     assert!(explained.contains("exception demo/e exempts the pod"), "{explained}");
 }
+
+#[test]
+fn what_is_got_with_a_pods_own_token_is_that_pods_alone() {
+    use identity_core::lookup::{CredentialSource, Federation};
+    use identity_crd::{FederatedCredential, FederatedSubject};
+    let federations = |subject, authority: Option<&str>, audience: Option<&str>| {
+        let mut identity = managed_identity("demo", "fed", "identity-fed");
+        identity.spec.type_ = Some(3);
+        identity.spec.resource_id = None;
+        identity.spec.client_id = Some("11111111-1111-1111-1111-111111111111".into());
+        identity.spec.tenant_id = Some("22222222-2222-2222-2222-222222222222".into());
+        identity.spec.ad_endpoint = authority.map(str::to_owned);
+        identity.spec.federated =
+            Some(FederatedCredential { subject: Some(subject), audience: audience.map(str::to_owned) });
+        let pods = [web(), pod_at("demo", "other", "u2", "10.0.0.2")];
+        let mut index = NodeIndex::new(Options::default());
+        let binding = bound("b", "fed", 0);
+        for pod in &pods {
+            index.apply_pod(pod.clone());
+            index.apply_assignment(&assigned(pod, &identity, &binding)).unwrap();
+        }
+        index.publish(&Published::default());
+        let snapshot = index.snapshot();
+        pods.map(|pod| {
+            let caller = Caller { address: pod.addresses[0], pinned: None };
+            let request = Request { resource: VAULT, identity: DEFAULT };
+            let Decision::Allow(allow) = snapshot.decide(&caller, &request, Timestamp::UNIX_EPOCH) else { panic!() };
+            let Source::Assignment(assignment) = allow.source else { panic!() };
+            let CredentialSource::Federated(federation) = assignment.identity.credential.clone() else { panic!() };
+            (federation, allow.pod)
+        })
+    };
+    let [(first, one), (second, two)] = federations(FederatedSubject::Pod, None, None);
+    assert_eq!((&first.pod, &second.pod), (&Some(one), &Some(two)));
+    assert_ne!(first, second);
+    assert_eq!(&*first.audience, "api://AzureADTokenExchange");
+    // The node's own is the same for all of them.
+    let of = |authority, audience| {
+        let [(first, _), (second, _)] = federations(FederatedSubject::Broker, authority, audience);
+        assert_eq!(first, second);
+        let Federation { pod, audience, .. } = first;
+        assert_eq!(pod, None);
+        audience.into_string()
+    };
+    assert_eq!(of(Some("https://login.microsoftonline.us/"), None), "api://AzureADTokenExchangeUSGov");
+    assert_eq!(of(Some("https://Login.Partner.MicrosoftOnline.cn"), None), "api://AzureADTokenExchangeChina");
+    assert_eq!(of(Some("https://login.microsoftonline.com"), None), "api://AzureADTokenExchange");
+    assert_eq!(of(Some("https://login.microsoftonline.us"), Some("api://own")), "api://own");
+}

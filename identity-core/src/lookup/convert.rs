@@ -126,11 +126,25 @@ fn credential(object: &AzureIdentity, kind: IdentityType) -> CredentialSource {
         }
         IdentityType::WorkloadIdentityFederation => {
             let federated = object.spec.federated.clone().unwrap_or_default();
+            let audience = given(federated.audience.as_ref());
             CredentialSource::Federated(Federation {
                 subject: federated.subject(),
-                audience: federated.audience().into(),
+                audience: audience.unwrap_or_else(|| cloud_audience(object.spec.ad_endpoint.as_deref()).into()),
+                pod: None,
             })
         }
+    }
+}
+
+/// The audience of assertions in the cloud of an authority (imds-and-clients §3.1), when none is given.
+fn cloud_audience(authority: Option<&str>) -> &'static str {
+    let authority = authority.unwrap_or_default().trim().to_ascii_lowercase();
+    let host = authority.strip_prefix("https://").unwrap_or(&authority);
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    match host {
+        "login.microsoftonline.us" => "api://AzureADTokenExchangeUSGov",
+        "login.partner.microsoftonline.cn" | "login.chinacloudapi.cn" => "api://AzureADTokenExchangeChina",
+        _ => identity_crd::FEDERATED_AUDIENCE,
     }
 }
 

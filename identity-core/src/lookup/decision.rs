@@ -195,6 +195,9 @@ pub struct Federation {
     pub subject: FederatedSubject,
     /// Audience of that token.
     pub audience: Box<str>,
+    /// The pod whose token it is, in what is decided for a pod. Only for the subject `Pod`: so that what is got for one pod is
+    /// not taken for another's.
+    pub pod: Option<Arc<PodRef>>,
 }
 
 /// A Secret, or a key in it.

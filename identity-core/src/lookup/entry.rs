@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::{
-    Allow, Assignment, Decision, Deny, Identity, Instant, ObjectRef, Request, RequestedIdentity, Source, Wait,
-    audience, time,
+    Allow, Assignment, CredentialSource, Decision, Deny, FederatedSubject, Federation, Identity, Instant, ObjectRef,
+    Request, RequestedIdentity, Source, Wait, audience, time,
 };
 use crate::{
     explain::{Recorder, Verdict},
@@ -72,6 +72,21 @@ pub(super) struct Terms {
     pub(super) weight: i32,
     pub(super) ready: bool,
     pub(super) gate: Option<Arc<Gate>>,
+}
+
+impl Candidate {
+    /// The same for one pod: an identity whose assertion is the pod's own token (type 3, subject `Pod`) becomes that pod's.
+    pub(super) fn of(&self, pod: &Arc<PodRef>) -> Self {
+        let CredentialSource::Federated(federation) = &self.terms.identity.credential else { return self.clone() };
+        if federation.subject != FederatedSubject::Pod {
+            return self.clone();
+        }
+        let mut identity = Identity::clone(&self.terms.identity);
+        let federation = Federation { pod: Some(Arc::clone(pod)), ..federation.clone() };
+        identity.credential = CredentialSource::Federated(federation);
+        let assignment = Assignment { identity: Arc::new(identity), ..Assignment::clone(&self.assignment) };
+        Self { terms: Arc::new(Terms::from(&assignment)), assignment: Arc::new(assignment) }
+    }
 }
 
 impl From<&Assignment> for Terms {
