@@ -59,7 +59,12 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
         let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else { continue };
         tidy(root);
         root.description = root.properties.as_ref().and_then(|p| p.get("spec")?.description.clone());
-        // The predecessor never had grants.
+        // The predecessor never had grants; and what its policy says would fail on a null, in words that help nobody.
+        if crd.spec.names.kind == "AzureIdentityGrant"
+            && let Some(spec) = root.properties.as_mut().and_then(|p| p.get_mut("spec"))
+        {
+            never_null(spec);
+        }
         let dead: &[&str] = if crd.spec.names.kind == "AzureIdentityGrant" { &[] } else { &["spec", "status"] };
         for part in dead {
             let Some(part) = root.properties.as_mut().and_then(|p| p.get_mut(*part)) else { continue };
@@ -75,6 +80,14 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
         }
     }
     crd
+}
+
+fn never_null(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema.properties.iter_mut().flatten().for_each(|(_, property)| never_null(property));
+    if let Some(JSONSchemaPropsOrArray::Schema(item)) = &mut schema.items {
+        never_null(item);
+    }
 }
 
 /// Titles repeat the name of the Rust type; doc comments are broken into lines where `kubectl explain` breaks them anew.

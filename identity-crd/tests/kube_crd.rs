@@ -6,20 +6,19 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod cluster;
 mod common;
 
-use std::{fs, path::PathBuf, time::Duration};
-
+use cluster::{
+    CONTROLLER, GROUP, NODE, api_version, assets, create, delete, eventually, files, get, patch, plural, post, read,
+    watch,
+};
 use common::{Case, Expect, cases};
-use identity_crd::{AzureIdentityBindingSpec, AzureIdentitySpec, Violation, crds};
+use identity_crd::{AzureIdentity, AzureIdentityBindingSpec, AzureIdentityGrantSpec, Violation, crds};
 use identity_lab::kube::ControlPlane;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps};
 use kube::Client;
 use serde_json::{Value, json};
-
-const CONTROLLER: &str = "system:serviceaccount:entra-pod-identity:entra-pod-identity-controller";
-const NODE: &str = "system:serviceaccount:entra-pod-identity:entra-pod-identity-node";
-const GROUP: &str = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
 
 #[tokio::test]
 async fn what_a_real_api_server_says() {
@@ -76,8 +75,7 @@ async fn existing_objects_keep_working_until_edited(admin: &Client) {
 
 async fn the_table(admin: &Client) {
     for Case { name, kind, spec, expect } in cases() {
-        let object =
-            json!({"apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind, "metadata": {"name": "case"}, "spec": spec});
+        let object = json!({"apiVersion": api_version(kind), "kind": kind, "metadata": {"name": "case"}, "spec": spec});
         let answer = create(admin, plural(kind), "dryRun=All&fieldValidation=Strict", &object).await;
         match expect {
             Expect::Accepted | Expect::Meaning(_) => assert!(answer.is_ok(), "{kind}: {name}: {answer:?}"),
@@ -189,6 +187,9 @@ async fn the_controller_may_do_its_work_and_no_more(controller: &Client) {
         "/apis/aadpodidentity.k8s.io/v1/azureidentities",
         "/apis/aadpodidentity.k8s.io/v1/azureidentitybindings",
         "/apis/aadpodidentity.k8s.io/v1/azureassignedidentities",
+        "/apis/aadpodidentity.k8s.io/v1alpha1/azureidentitygrants",
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/azureidentitygrants.aadpodidentity.k8s.io",
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/azureidentitygrants.aadpodidentity.k8s.io",
     ] {
         get(controller, path).await.unwrap_or_else(|e| panic!("{path}: {e:?}"));
     }
@@ -208,10 +209,11 @@ async fn the_controller_may_do_its_work_and_no_more(controller: &Client) {
     post(controller, "/apis/events.k8s.io/v1/namespaces/default/events", "", &event).await.expect("writes Events");
 
     let specs = patch(controller, &identity, &json!({"spec": {"clientID": "x"}})).await;
-    let secrets = get(controller, "/api/v1/namespaces/default/secrets/demo-sp").await;
+    secrets_are_followed_by_name(controller).await;
+    let policies = get(controller, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies").await;
     let other = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "x"}, "spec": {}});
     let elsewhere = post(controller, "/apis/coordination.k8s.io/v1/namespaces/default/leases", "", &other).await;
-    for (what, answer) in [("specs", specs), ("secrets", secrets), ("other leases", elsewhere)] {
+    for (what, answer) in [("specs", specs), ("other policies", policies), ("other leases", elsewhere)] {
         assert_eq!(answer.expect_err(what).code, 403, "{what}");
     }
 }
@@ -220,21 +222,42 @@ async fn the_node_may_read_and_no_more(node: &Client) {
     for path in [
         "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-1",
         "/apis/aadpodidentity.k8s.io/v1/azureassignedidentities?labelSelector=nodename%3Dnode-1",
+        "/apis/aadpodidentity.k8s.io/v1/azureidentities",
         "/apis/aadpodidentity.k8s.io/v1/azureidentitybindings",
         "/apis/aadpodidentity.k8s.io/v1/azurepodidentityexceptions",
     ] {
         get(node, path).await.unwrap_or_else(|e| panic!("{path}: {e:?}"));
     }
-    let granted = get(node, "/api/v1/namespaces/default/secrets/demo-sp").await.expect_err("the test made no Secret");
-    assert_eq!(granted.code, 404, "the example grants this one: {granted:?}");
-    let secret = get(node, "/api/v1/namespaces/default/secrets/other").await;
-    let secrets = get(node, "/api/v1/secrets").await;
+    secrets_are_followed_by_name(node).await;
     let forged = create(node, "azureassignedidentities", "", &assigned("node")).await;
-    let identities = get(node, "/apis/aadpodidentity.k8s.io/v1/azureidentities").await;
-    for (what, answer) in [("a secret", secret), ("secrets", secrets), ("writing", forged), ("identities", identities)]
-    {
+    let identity = patch(node, &format!("{GROUP}/azureidentities/old"), &json!({"spec": {"clientID": "x"}})).await;
+    let token = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+    let token = post(node, "/api/v1/namespaces/default/serviceaccounts/default/token", "", &token).await;
+    for (what, answer) in [("writing", forged), ("an identity", identity), ("a token", token)] {
         assert_eq!(answer.expect_err(what).code, 403, "{what}");
     }
+}
+
+/// What `examples/secret-access` gives to both programs: one Secret by its name, in a watch too, and no others.
+async fn secrets_are_followed_by_name(client: &Client) {
+    const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+    let granted = get(client, &format!("{SECRETS}/demo-sp")).await.expect_err("the test made no Secret");
+    assert_eq!(granted.code, 404, "the example grants this one: {granted:?}");
+    let listed =
+        get(client, &format!("{SECRETS}?fieldSelector=metadata.name%3Ddemo-sp")).await.expect("a list of one name");
+    assert_eq!(listed["items"], json!([]), "the test made no Secret");
+    let watched =
+        watch(client, &format!("{SECRETS}?fieldSelector=metadata.name%3Ddemo-sp&watch=1&timeoutSeconds=1")).await;
+    watched.expect("a watch of one name");
+    for query in ["", "?fieldSelector=metadata.name%3Dother", "?fieldSelector=metadata.name%21%3Ddemo-sp", "/other"] {
+        let refused = get(client, &format!("{SECRETS}{query}")).await.expect_err(query);
+        assert_eq!(refused.code, 403, "{query}: {refused:?}");
+    }
+    for query in ["?watch=1&timeoutSeconds=1", "?fieldSelector=metadata.name%3Dother&watch=1&timeoutSeconds=1"] {
+        let refused = watch(client, &format!("{SECRETS}{query}")).await.expect_err(query);
+        assert_eq!(refused.code, 403, "{query}: {refused:?}");
+    }
+    assert_eq!(get(client, "/api/v1/secrets").await.expect_err("all Secrets").code, 403);
 }
 
 // Objects
@@ -264,95 +287,11 @@ fn merged(mut object: Value, more: &Value) -> Value {
     object
 }
 
-fn plural(kind: &str) -> &'static str {
-    match kind {
-        "AzureIdentity" => "azureidentities",
-        "AzureIdentityBinding" => "azureidentitybindings",
-        "AzureAssignedIdentity" => "azureassignedidentities",
-        "AzurePodIdentityException" => "azurepodidentityexceptions",
-        other => panic!("no kind {other}"),
-    }
-}
-
 fn validate(kind: &str, spec: Value) -> Vec<Violation> {
     match kind {
-        "AzureIdentity" => serde_json::from_value::<AzureIdentitySpec>(spec).unwrap().validate(),
+        "AzureIdentity" => AzureIdentity::new("case", serde_json::from_value(spec).unwrap()).validate(),
+        "AzureIdentityGrant" => serde_json::from_value::<AzureIdentityGrantSpec>(spec).unwrap().validate(),
         "AzureIdentityBinding" => serde_json::from_value::<AzureIdentityBindingSpec>(spec).unwrap().validate(),
         other => panic!("no rules for {other}"),
     }
-}
-
-// The world
-
-#[expect(clippy::disallowed_methods, reason = "the tier's runner says where the binaries are")]
-fn assets() -> PathBuf {
-    std::env::var_os("KUBEBUILDER_ASSETS")
-        .expect("KUBEBUILDER_ASSETS must name the directory with etcd and kube-apiserver")
-        .into()
-}
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
-
-/// The files of a directory, the namespace first.
-fn files(directory: &str) -> Vec<String> {
-    let mut paths: Vec<_> =
-        fs::read_dir(root().join(directory)).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()).collect();
-    paths.sort_by_key(|p| (!p.ends_with("namespace.yaml"), p.clone()));
-    paths.iter().map(|p| fs::read_to_string(p).unwrap()).collect()
-}
-
-async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
-    let wait = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_mins(1), wait).await.unwrap_or_else(|_| panic!("timed out waiting for {what}"));
-}
-
-/// What an API server says when it does not.
-#[derive(Debug)]
-struct Refusal {
-    code: u16,
-    message: String,
-    fields: Vec<String>,
-}
-
-async fn send(client: &Client, method: &str, uri: &str, content_type: &str, body: Vec<u8>) -> Result<Value, Refusal> {
-    let request =
-        http::Request::builder().method(method).uri(uri).header("content-type", content_type).body(body).unwrap();
-    client.request::<Value>(request).await.map_err(|error| match error {
-        kube::Error::Api(status) => Refusal {
-            code: status.code,
-            message: status.message.clone(),
-            fields: status.details.iter().flat_map(|d| d.causes.iter().map(|c| c.field.clone())).collect(),
-        },
-        other => panic!("{method} {uri}: {other}"),
-    })
-}
-
-async fn post(client: &Client, path: &str, query: &str, object: &Value) -> Result<Value, Refusal> {
-    send(client, "POST", &format!("{path}?{query}"), "application/json", serde_json::to_vec(object).unwrap()).await
-}
-
-async fn create(client: &Client, plural: &str, query: &str, object: &Value) -> Result<Value, Refusal> {
-    post(client, &format!("{GROUP}/{plural}"), query, object).await
-}
-
-async fn patch(client: &Client, path: &str, change: &Value) -> Result<Value, Refusal> {
-    send(client, "PATCH", path, "application/merge-patch+json", serde_json::to_vec(change).unwrap()).await
-}
-
-async fn get(client: &Client, path: &str) -> Result<Value, Refusal> {
-    send(client, "GET", path, "application/json", Vec::new()).await
-}
-
-async fn delete(client: &Client, path: &str, options: &Value) -> Result<Value, Refusal> {
-    send(client, "DELETE", path, "application/json", serde_json::to_vec(options).unwrap()).await
 }

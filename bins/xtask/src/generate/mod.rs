@@ -44,10 +44,15 @@ fn render() -> anyhow::Result<BTreeMap<PathBuf, String>> {
         ("deploy/namespace.yaml", workloads::namespace()?),
         ("deploy/rbac-controller.yaml", rbac::controller()?),
         ("deploy/rbac-node.yaml", rbac::node()?),
-        ("deploy/admission-policy.yaml", policy::assignments(&names::WRITERS)?),
+        ("deploy/admission-policy.yaml", policy::assignments()?),
+        ("deploy/admission-policy-grants.yaml", policy::grants()?),
+        ("deploy/admission-policy-delegation.yaml", policy::delegation()?),
+        ("deploy/admission-policy-tokens.yaml", policy::tokens()?),
         ("deploy/controller.yaml", workloads::controller()?),
         ("deploy/node.yaml", workloads::node()?),
         ("examples/secret-access/role.yaml", rbac::secret_access()?),
+        ("examples/delegation/enforce.yaml", policy::enforced_delegation()?),
+        ("examples/federated-pod/role.yaml", rbac::pod_tokens()?),
     ] {
         files.insert(path.into(), text);
     }

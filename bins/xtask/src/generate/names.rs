@@ -9,9 +9,6 @@ pub(super) const CONTROLLER: &str = "entra-pod-identity-controller";
 pub(super) const NODE: &str = "entra-pod-identity-node";
 pub(super) const LEASE: &str = "entra-pod-identity-controller";
 
-/// Who may write assignments.
-pub(super) const WRITERS: [&str; 1] = ["system:serviceaccount:entra-pod-identity:entra-pod-identity-controller"];
-
 pub(super) fn labels(component: &str) -> BTreeMap<String, String> {
     [("app.kubernetes.io/name", "entra-pod-identity"), ("app.kubernetes.io/component", component)]
         .into_iter()

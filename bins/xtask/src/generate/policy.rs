@@ -1,76 +1,79 @@
-//! Who may write assignments: nodes hand out tokens on their word alone.
+//! The policies of `identity_crd` as files.
 
-use k8s_openapi::api::admissionregistration::v1::{
-    MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
-    ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec, Validation, Variable,
-};
+use identity_crd::policies::{self, CONTROLLER, NODE, Policy};
 
-use super::{names::cluster_meta, yaml};
+use super::yaml;
 
-const NAME: &str = "azureassignedidentities.aadpodidentity.k8s.io";
+fn render(comment: &[&str], policies: &[Policy]) -> anyhow::Result<String> {
+    let mut documents = Vec::new();
+    for policy in policies {
+        documents.extend([yaml::document(&policy.policy)?, yaml::document(&policy.binding)?]);
+    }
+    Ok(yaml::render(comment, &documents))
+}
 
-/// What deletion needs of others: the garbage collector takes owner references away when a pod is deleted with
-/// `--cascade=orphan`, and a person takes the predecessor's finalizer off. Neither touches what nodes read.
-const ONLY_DELETION: &str = "request.operation == 'UPDATE' && object.spec == oldObject.spec && \
-                             object.?status == oldObject.?status && \
-                             object.metadata.?labels == oldObject.metadata.?labels && \
-                             (has(oldObject.metadata.deletionTimestamp) || \
-                             request.userInfo.username == 'system:serviceaccount:kube-system:generic-garbage-collector')";
-
-/// The policy and its binding. `writers`: user names.
-pub(super) fn assignments(writers: &[&str]) -> anyhow::Result<String> {
-    let writers = writers.iter().map(|w| format!("'{w}'")).collect::<Vec<_>>().join(", ");
-    let policy = ValidatingAdmissionPolicy {
-        metadata: cluster_meta(NAME),
-        spec: Some(ValidatingAdmissionPolicySpec {
-            failure_policy: Some("Fail".into()),
-            match_constraints: Some(MatchResources {
-                resource_rules: Some(vec![NamedRuleWithOperations {
-                    api_groups: Some(vec![identity_crd::GROUP.into()]),
-                    api_versions: Some(vec!["*".into()]),
-                    operations: Some(vec!["CREATE".into(), "UPDATE".into()]),
-                    resources: Some(vec!["azureassignedidentities".into(), "azureassignedidentities/*".into()]),
-                    ..NamedRuleWithOperations::default()
-                }]),
-                ..MatchResources::default()
-            }),
-            variables: Some(vec![
-                Variable { name: "writers".into(), expression: format!("[{writers}]") },
-                Variable { name: "onlyDeletion".into(), expression: ONLY_DELETION.into() },
-            ]),
-            validations: Some(vec![Validation {
-                expression: "request.userInfo.username in variables.writers || variables.onlyDeletion".into(),
-                message: Some(
-                    "only the controller of entra-pod-identity may write an AzureAssignedIdentity; to give a pod an \
-                     identity, create an AzureIdentityBinding"
-                        .into(),
-                ),
-                message_expression: Some(
-                    "'only ' + variables.writers.join(', ') + ' may write an AzureAssignedIdentity, and this is ' + \
-                     request.userInfo.username + '; to give a pod an identity, create an AzureIdentityBinding'"
-                        .into(),
-                ),
-                reason: Some("Forbidden".into()),
-            }]),
-            ..ValidatingAdmissionPolicySpec::default()
-        }),
-        ..ValidatingAdmissionPolicy::default()
-    };
-    let binding = ValidatingAdmissionPolicyBinding {
-        metadata: cluster_meta(NAME),
-        spec: ValidatingAdmissionPolicyBindingSpec {
-            policy_name: NAME.into(),
-            validation_actions: vec!["Deny".into()],
-            ..ValidatingAdmissionPolicyBindingSpec::default()
-        },
-    };
-    Ok(yaml::render(
+/// Who writes assignments.
+pub(super) fn assignments() -> anyhow::Result<String> {
+    render(
         &[
             "Only the users in the variable `writers` create or change assignments, whatever RBAC says of others.",
             "Deleting them is left to RBAC: it takes a right away and gives none. If the controller runs as another",
             "user, put its name there; while the predecessor's controller still runs, its name too",
             "(system:serviceaccount:<namespace>:aad-pod-id-mic-service-account, or aad-pod-identity-mic with Helm).",
         ],
-        &[yaml::document(&policy)?, yaml::document(&binding)?],
+        &[policies::assignments(&[CONTROLLER])],
+    )
+}
+
+/// Who says what in a grant.
+pub(super) fn grants() -> anyhow::Result<String> {
+    render(
+        &[
+            "Names in a grant are true: whoever asks, approves, denies or revokes writes its own name and its own groups.",
+            "",
+            "The controller activates no grant unless the first policy and its binding are exactly these, have never been",
+            "edited, and are a minute or more older than the grant. So a change of the first two objects (a new version of",
+            "the product) has to be made by deleting and creating them; grants from before are then refused.",
+            "",
+            "The second policy refuses approvals by people who are no approvers of the binding; the controller does not count",
+            "them in any case.",
+        ],
+        &[policies::grants(&[CONTROLLER]), policies::approvers()],
+    )
+}
+
+/// Who may bind an identity.
+pub(super) fn delegation() -> anyhow::Result<String> {
+    render(
+        &[
+            "Whoever creates or changes an AzureIdentityBinding needs the verb `use` on the AzureIdentity that it names. As",
+            "installed it is said as a warning and noted in the API server's audit, and nothing is refused: existing manifests",
+            "go on applying. examples/delegation/enforce.yaml refuses; deleting this binding switches the warnings off.",
+        ],
+        &[policies::delegation()],
+    )
+}
+
+/// An example: delegation as a condition.
+pub(super) fn enforced_delegation() -> anyhow::Result<String> {
+    Ok(yaml::render(
+        &[
+            "Refuses what deploy/admission-policy-delegation.yaml warns of. Give the right `use` first, as in role.yaml, to",
+            "people and tools that create bindings. Deleting this takes it back to warnings.",
+        ],
+        &[yaml::document(&policies::enforced_delegation())?],
     ))
+}
+
+/// What the node daemon makes of `serviceaccounts/token`.
+pub(super) fn tokens() -> anyhow::Result<String> {
+    render(
+        &[
+            "Nothing in deploy/ lets the node daemon make tokens of pods' service accounts; examples/federated-pod does, for",
+            "identities of type 3 with `subject: Pod`. This confines that right before anybody gives it: tokens for Entra",
+            "alone, bound to one pod. In another cloud add its audience to the variable `audiences`. If the daemon runs as",
+            "another user, put its name into the match condition.",
+        ],
+        &[policies::pod_tokens(&[NODE])],
+    )
 }

@@ -1,8 +1,11 @@
 //! Accounts and what they may do: no more than the code asks for.
 
-use k8s_openapi::api::{
-    core::v1::ServiceAccount,
-    rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject},
+use k8s_openapi::{
+    api::{
+        core::v1::ServiceAccount,
+        rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::{
@@ -62,8 +65,13 @@ pub(super) fn controller() -> anyhow::Result<String> {
         CONTROLLER,
         vec![
             rule("", &["pods"], &[], &READ),
-            rule(group, &["azureidentities", "azureidentitybindings"], &[], &READ),
-            rule(group, &["azureidentities/status", "azureidentitybindings/status"], &[], &["patch"]),
+            rule(group, &["azureidentities", "azureidentitybindings", "azureidentitygrants"], &[], &READ),
+            rule(
+                group,
+                &["azureidentities/status", "azureidentitybindings/status", "azureidentitygrants/status"],
+                &[],
+                &["patch"],
+            ),
             rule(
                 group,
                 &["azureassignedidentities"],
@@ -71,6 +79,13 @@ pub(super) fn controller() -> anyhow::Result<String> {
                 &["get", "list", "watch", "create", "update", "patch", "delete"],
             ),
             rule("events.k8s.io", &["events"], &[], &["create", "patch"]),
+            // Is what proves a grant in force?
+            rule(
+                "admissionregistration.k8s.io",
+                &["validatingadmissionpolicies", "validatingadmissionpolicybindings"],
+                &[identity_crd::policies::grants(&[]).name()],
+                &["get"],
+            ),
         ],
     )?;
     documents.push(yaml::document(&Role {
@@ -87,7 +102,11 @@ pub(super) fn controller() -> anyhow::Result<String> {
     })?);
     Ok(yaml::render(
         &[
-            "The controller reads pods, identities and bindings, writes assignments, conditions and Events, and holds one Lease.",
+            "The controller reads pods, identities, bindings and grants, writes assignments, their status, conditions and Events,",
+            "looks whether the policy that proves grants is in force, and holds one Lease.",
+            "",
+            "Credentials are not here on purpose, as in rbac-node.yaml: without them the condition CredentialReady of the",
+            "identities concerned stays Unknown.",
         ],
         &documents,
     ))
@@ -102,7 +121,7 @@ pub(super) fn node() -> anyhow::Result<String> {
             rule("", &["pods"], &[], &READ),
             rule(
                 group,
-                &["azureassignedidentities", "azureidentitybindings", "azurepodidentityexceptions"],
+                &["azureassignedidentities", "azureidentities", "azureidentitybindings", "azurepodidentityexceptions"],
                 &[],
                 &READ,
             ),
@@ -111,7 +130,8 @@ pub(super) fn node() -> anyhow::Result<String> {
     Ok(yaml::render(
         &[
             "The node daemon only reads: the pods of its node (it asks with a field selector; RBAC cannot say that), its",
-            "assignments, and bindings to know what is still to be expected. It writes nothing.",
+            "assignments, bindings to know what is still to be expected, and identities because one may read another's Key",
+            "Vault. It writes nothing.",
             "",
             "Credentials are not here on purpose: grant them where they are, namespace by namespace, as in",
             "examples/secret-access/role.yaml.",
@@ -122,29 +142,56 @@ pub(super) fn node() -> anyhow::Result<String> {
 
 /// An example: access to the credentials of one namespace.
 pub(super) fn secret_access() -> anyhow::Result<String> {
-    let metadata = |name: &str| {
-        let mut metadata = cluster_meta(name);
-        metadata.namespace = Some("default".into());
-        metadata
-    };
+    let metadata = in_default;
     let name = "entra-pod-identity-credentials";
     let documents = [
         yaml::document(&Role {
             metadata: metadata(name),
-            rules: Some(vec![rule("", &["secrets"], &["demo-sp", "demo-sp-certificate"], &["get"])]),
+            rules: Some(vec![rule("", &["secrets"], &["demo-sp", "demo-sp-certificate"], &READ)]),
         })?,
         yaml::document(&RoleBinding {
             metadata: metadata(name),
+            role_ref: role_ref("Role", name),
+            subjects: Some(vec![subject(NODE), subject(CONTROLLER)]),
+        })?,
+    ];
+    Ok(yaml::render(
+        &[
+            "Identities of type 1 and 2 keep their credential in a Secret. The node daemon has to read and follow it; the",
+            "controller tries it and says in the condition CredentialReady what Entra thinks of it (leave its subject out, and",
+            "that stays Unknown). Nothing in deploy/ grants that for the whole cluster: whoever gets hold of one node's token",
+            "could then read every Secret. Copy this into each namespace that has such identities, name its Secrets, and apply",
+            "it. `list` and `watch` with names allow only requests for one of these names.",
+        ],
+        &documents,
+    ))
+}
+
+/// An example: tokens of the service accounts of one namespace.
+pub(super) fn pod_tokens() -> anyhow::Result<String> {
+    let name = "entra-pod-identity-tokens";
+    let documents = [
+        yaml::document(&Role {
+            metadata: in_default(name),
+            rules: Some(vec![rule("", &["serviceaccounts/token"], &["demo"], &["create"])]),
+        })?,
+        yaml::document(&RoleBinding {
+            metadata: in_default(name),
             role_ref: role_ref("Role", name),
             subjects: Some(vec![subject(NODE)]),
         })?,
     ];
     Ok(yaml::render(
         &[
-            "Identities of type 1 and 2 keep their credential in a Secret, and the node daemon has to read it. Nothing in",
-            "deploy/ grants that for the whole cluster: whoever gets hold of one node's token could then read every Secret.",
-            "Copy this into each namespace that has such identities, name its Secrets, and apply it.",
+            "An identity of type 3 with `subject: Pod` shows Entra a token of the pod's own service account, which the node",
+            "daemon makes. Apply deploy/admission-policy-tokens.yaml first: it confines what this right makes to tokens for",
+            "Entra that are bound to a pod. What it cannot confine: a node may make such a token for a pod of another node.",
+            "Copy this into each namespace that has such identities, name the service accounts of their pods, and apply it.",
         ],
         &documents,
     ))
+}
+
+fn in_default(name: &str) -> ObjectMeta {
+    ObjectMeta { namespace: Some("default".into()), ..cluster_meta(name) }
 }

@@ -10,8 +10,9 @@ use k8s_openapi::{
         core::v1::{
             Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
             HostPathVolumeSource, Namespace, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
-            PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Toleration, Volume,
-            VolumeMount, WeightedPodAffinityTerm,
+            PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
+            SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+            WeightedPodAffinityTerm,
         },
     },
     apimachinery::pkg::{
@@ -27,6 +28,8 @@ use super::{
 };
 
 const XTABLES_LOCK: &str = "/run/xtables.lock";
+/// Where the daemon finds the token that identities of type 3 show to Entra.
+const FEDERATION: &str = "/run/entra-pod-identity/federation";
 
 fn image(name: &str) -> String {
     format!("entra-pod-identity/{name}:{}", env!("CARGO_PKG_VERSION"))
@@ -182,6 +185,26 @@ pub(super) fn controller() -> anyhow::Result<String> {
     ))
 }
 
+/// The daemon's own token, for Entra alone; the kubelet renews it in time.
+fn federation() -> Volume {
+    Volume {
+        name: "federation".into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(ServiceAccountTokenProjection {
+                    audience: Some(identity_crd::FEDERATED_AUDIENCE.into()),
+                    expiration_seconds: Some(3600),
+                    path: "token".into(),
+                    ..ServiceAccountTokenProjection::default()
+                }),
+                ..VolumeProjection::default()
+            }]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
 /// The node daemon.
 pub(super) fn node() -> anyhow::Result<String> {
     let container = Container {
@@ -193,7 +216,15 @@ pub(super) fn node() -> anyhow::Result<String> {
             "--metrics-address=127.0.0.1:9090".into(),
             "--log-format=json".into(),
         ]),
-        env: Some(vec![from_field("NODE_NAME", "spec.nodeName"), from_field("NODE_IP", "status.hostIP")]),
+        env: Some(vec![
+            from_field("NODE_NAME", "spec.nodeName"),
+            from_field("NODE_IP", "status.hostIP"),
+            EnvVar {
+                name: "ENTRA_POD_IDENTITY_FEDERATED_TOKEN_FILE".into(),
+                value: Some(format!("{FEDERATION}/token")),
+                ..EnvVar::default()
+            },
+        ]),
         liveness_probe: Some(probe("/healthz", 8085, Some("127.0.0.1"), 3)),
         readiness_probe: Some(probe("/readyz", 8085, Some("127.0.0.1"), 1)),
         resources: Some(resources("20m", "24Mi", "128Mi")),
@@ -202,11 +233,15 @@ pub(super) fn node() -> anyhow::Result<String> {
             // NET_ADMIN: the redirect; NET_RAW: iptables of the legacy variant reads its tables through a raw socket.
             ..confined(&["NET_ADMIN", "NET_RAW"])
         }),
-        volume_mounts: Some(vec![VolumeMount {
-            name: "xtables-lock".into(),
-            mount_path: XTABLES_LOCK.into(),
-            ..VolumeMount::default()
-        }]),
+        volume_mounts: Some(vec![
+            VolumeMount { name: "xtables-lock".into(), mount_path: XTABLES_LOCK.into(), ..VolumeMount::default() },
+            VolumeMount {
+                name: "federation".into(),
+                mount_path: FEDERATION.into(),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            },
+        ]),
         ..Container::default()
     };
     let daemon_set = DaemonSet {
@@ -235,14 +270,17 @@ pub(super) fn node() -> anyhow::Result<String> {
                         ..PodSecurityContext::default()
                     }),
                     containers: vec![container],
-                    volumes: Some(vec![Volume {
-                        name: "xtables-lock".into(),
-                        host_path: Some(HostPathVolumeSource {
-                            path: XTABLES_LOCK.into(),
-                            type_: Some("FileOrCreate".into()),
-                        }),
-                        ..Volume::default()
-                    }]),
+                    volumes: Some(vec![
+                        Volume {
+                            name: "xtables-lock".into(),
+                            host_path: Some(HostPathVolumeSource {
+                                path: XTABLES_LOCK.into(),
+                                type_: Some("FileOrCreate".into()),
+                            }),
+                            ..Volume::default()
+                        },
+                        federation(),
+                    ]),
                     ..PodSpec::default()
                 }),
             },

@@ -1,0 +1,475 @@
+//! A real API server's word on the admission policies of `deploy/`: people by impersonation, with every right that RBAC can
+//! give them, and what they are refused all the same.
+//!
+//! One control plane for all of it. Needs `KUBEBUILDER_ASSETS`.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod cluster;
+
+use cluster::{CONTROLLER, NODE, Person, assets, collection, create, delete, eventually, get, patch, post, root};
+use identity_crd::{crds, policies};
+use identity_lab::kube::ControlPlane;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use kube::Client;
+use serde_json::{Value, json};
+
+const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+
+struct World {
+    admin: Client,
+    /// Asks.
+    ann: Person,
+    /// Approves: the binding names him.
+    bob: Person,
+    /// Approves: the binding names her group.
+    carla: Person,
+    /// Has every right on grants and is nobody's approver.
+    mallory: Person,
+    controller: Person,
+    node: Person,
+}
+
+#[tokio::test]
+async fn what_the_policies_let_pass() {
+    let work = tempfile::tempdir().unwrap();
+    let before: Vec<_> = crds().iter().map(|crd| serde_json::to_string(crd).unwrap()).collect();
+    let plane = ControlPlane::start_with(&assets(), work.path(), &before).await.unwrap();
+    plane.apply_dir(&root().join("deploy")).await.unwrap();
+    let admin = plane.client();
+    let person = |name, groups| Person { admin: admin.clone(), name, groups };
+    let world = World {
+        ann: person("ann@example.com", &["payments"]),
+        bob: person("bob@example.com", &[]),
+        carla: person("carla@example.com", &["0a0b0c0d-0000-4000-8000-000000000000", "on-call"]),
+        mallory: person("mallory@example.com", &["other"]),
+        controller: person(CONTROLLER, &[]),
+        node: person(NODE, &[]),
+        admin,
+    };
+    world.may("grants", &["azureidentitygrants", "azureidentitygrants/status"], &["*"]).await;
+    world.may("bindings", &["azureidentitybindings"], &["*"]).await;
+    let binding = json!({"kind": "AzureIdentityBinding", "apiVersion": "aadpodidentity.k8s.io/v1", "metadata": {"name": "vault"},
+        "spec": {"azureIdentity": "reader", "selector": "app", "timeBox": {"grant": {"required": true, "maxDuration": "2h",
+            "approvers": {"users": [world.bob.name, world.ann.name], "groups": [world.carla.groups[0]]}}}}});
+    create(&world.admin, "azureidentitybindings", "", &binding).await.unwrap();
+    create(&world.admin, "azureidentitybindings", "", &named(&binding, "unrelated", &json!({"azureIdentity": "x"})))
+        .await
+        .unwrap();
+    world.are_in_force().await;
+
+    the_live_policies_are_the_generated_ones(&world).await;
+    who_asks_is_who_creates(&world).await;
+    what_is_asked_for_stays(&world).await;
+    who_approves_is_who_adds(&world).await;
+    approvals_are_only_added(&world).await;
+    who_takes_back_is_who_says_so(&world).await;
+    only_the_controller_writes_the_status(&world).await;
+    removing_the_policy_shows(&plane, &world).await;
+    whoever_binds_needs_the_right_to_use(&plane, &world).await;
+    the_node_makes_tokens_for_entra_alone(&plane, &world).await;
+}
+
+impl World {
+    /// Everybody may do this to these resources of the group.
+    async fn may(&self, name: &str, resources: &[&str], verbs: &[&str]) {
+        let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name},
+            "rules": [{"apiGroups": [identity_crd::GROUP], "resources": resources, "verbs": verbs}]});
+        post(&self.admin, &format!("{RBAC}/clusterroles"), "", &role).await.unwrap();
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:authenticated"}]});
+        post(&self.admin, &format!("{RBAC}/clusterrolebindings"), "", &binding).await.unwrap();
+    }
+
+    /// The API server takes policies up in its own time, and looks up the kinds of their parameters now and then.
+    async fn are_in_force(&self) {
+        self.grants_are_in_force().await;
+        self.request("probe").await;
+        eventually("the approvers' policy to be in force", async || {
+            let said = self.mallory.patch(&at("probe"), &json!({"spec": {"denied": {"by": self.mallory.name}}})).await;
+            said.expect_err("not Mallory").message.contains("is neither")
+        })
+        .await;
+        delete(&self.admin, &at("probe"), &json!({})).await.unwrap();
+    }
+
+    async fn grants_are_in_force(&self) {
+        eventually("the policy of grants to be in force", async || {
+            let forged = grant("forged", &json!({"requestedBy": "somebody"}));
+            self.ann.create("azureidentitygrants", "dryRun=All", &forged).await.is_err()
+        })
+        .await;
+    }
+
+    /// Ann asks.
+    async fn request(&self, name: &str) -> Value {
+        self.ann.create("azureidentitygrants", "", &grant(name, &json!({}))).await.expect("Ann asks")
+    }
+}
+
+async fn the_live_policies_are_the_generated_ones(world: &World) {
+    let all = [
+        policies::assignments(&[CONTROLLER]),
+        policies::grants(&[CONTROLLER]),
+        policies::approvers(),
+        policies::delegation(),
+        policies::pod_tokens(&[NODE]),
+    ];
+    for expected in all {
+        let (policy, binding) = live(world, &expected).await;
+        expected.in_force_since(policy.as_ref(), binding.as_ref()).unwrap();
+        let warnings = policy.unwrap().status.and_then(|s| s.type_checking?.expression_warnings);
+        assert_eq!(warnings, None, "{}", expected.name());
+    }
+}
+
+async fn who_asks_is_who_creates(world: &World) {
+    let asks = async |change: Value| world.ann.create("azureidentitygrants", "dryRun=All", &grant("g", &change)).await;
+    asks(json!({})).await.expect("her own name");
+    asks(json!({"requesterGroups": ["payments", "system:authenticated"]})).await.expect("her own groups");
+    asks(json!({"requesterGroups": null, "denied": null})).await.expect("null is as if absent");
+    for (change, said) in [
+        (json!({"requestedBy": "bob@example.com"}), "spec.requestedBy must be your own name, which is ann@example.com"),
+        (json!({"requestedBy": "ANN@example.com"}), "spec.requestedBy must be your own name"),
+        (
+            json!({"requesterGroups": ["payments", "on-call"]}),
+            "a group that ann@example.com is not in; leave it out, or name some of payments",
+        ),
+        (json!({"approvals": [{"by": "bob@example.com"}]}), "a new grant has no spec.approvals"),
+        (
+            json!({"denied": {"by": "ann@example.com"}}),
+            "a new grant has no spec.approvals, spec.denied or spec.revoked",
+        ),
+        (json!({"revoked": {"by": "ann@example.com"}}), "a new grant has no"),
+    ] {
+        refused(asks(change.clone()).await, said);
+    }
+    // What the schema says, in its own order.
+    for (change, field) in [
+        (json!({"duration": "0s"}), "spec.duration"),
+        (json!({"reason": ""}), "spec.reason"),
+        (json!({"approvals": [{"by": "ann@example.com"}]}), "spec.approvals"),
+    ] {
+        let refusal = asks(change).await.expect_err(field);
+        assert_eq!((refusal.code, &refusal.fields[..]), (422, &[field.to_owned()][..]), "{refusal:?}");
+    }
+    // The controller of another team is held to its own name as well.
+    let forged = grant("g", &json!({}));
+    refused(
+        world.controller.create("azureidentitygrants", "dryRun=All", &forged).await,
+        "which is system:serviceaccount:",
+    );
+}
+
+async fn what_is_asked_for_stays(world: &World) {
+    world.request("edited").await;
+    for change in [
+        json!({"bindingName": "unrelated"}),
+        json!({"podName": "web-0"}),
+        json!({"reason": "another"}),
+        json!({"duration": "2h"}),
+        json!({"requestedBy": "bob@example.com"}),
+        json!({"requesterGroups": ["payments"]}),
+    ] {
+        for person in [&world.ann, &world.bob, &world.controller] {
+            let said = person.patch(&at("edited"), &json!({"spec": change})).await;
+            refused(said, if person.name == CONTROLLER { "" } else { "what is asked for stays as it was asked" });
+        }
+    }
+    let labelled = world.ann.patch(&at("edited"), &json!({"metadata": {"labels": {"ticket": "7"}}})).await;
+    labelled.expect("labels are nobody's business");
+}
+
+async fn who_approves_is_who_adds(world: &World) {
+    world.request("asked").await;
+    let approves = async |person: &Person, approval: Value| {
+        person.patch(&format!("{}?dryRun=All", at("asked")), &json!({"spec": {"approvals": [approval]}})).await
+    };
+    let [bob, carla, ann] = [world.bob.name, world.carla.name, world.ann.name];
+    approves(&world.bob, json!({"by": bob})).await.expect("a user of the list");
+    let groups = json!(world.carla.groups);
+    approves(&world.carla, json!({"by": carla, "groups": groups})).await.expect("a member of the group");
+    for (person, approval, said) in [
+        (&world.mallory, json!({"by": bob}), "by must be your own name, which is mallory@example.com"),
+        (&world.ann, json!({"by": bob}), "by must be your own name, which is ann@example.com"),
+        (
+            &world.mallory,
+            json!({"by": "mallory@example.com", "groups": [world.carla.groups[0]]}),
+            "names a group that mallory@example.com is not in; name some of other",
+        ),
+        (
+            &world.mallory,
+            json!({"by": "mallory@example.com"}),
+            "mallory@example.com is not an approver of AzureIdentityBinding vault",
+        ),
+        (&world.carla, json!({"by": carla}), "or does not name the group that makes one"),
+        (&world.carla, json!({"by": carla, "groups": ["on-call"]}), "groups [0a0b0c0d-"),
+    ] {
+        refused(approves(person, approval).await, said);
+    }
+    // Ann is in the binding's list, but it is her request: the schema says so before anybody else.
+    let own = approves(&world.ann, json!({"by": ann})).await.expect_err("her own");
+    assert_eq!(own.fields, ["spec.approvals"], "{own:?}");
+    assert!(own.message.contains("the requester, who cannot approve"), "{own:?}");
+}
+
+async fn approvals_are_only_added(world: &World) {
+    world.request("approved").await;
+    let path = at("approved");
+    let set =
+        async |person: &Person, approvals: Value| person.patch(&path, &json!({"spec": {"approvals": approvals}})).await;
+    let (bob, carla) =
+        (json!({"by": world.bob.name}), json!({"by": world.carla.name, "groups": [world.carla.groups[0]]}));
+    // As `identityctl` does it: what one says oneself, and nothing about others.
+    let applied = json!({"apiVersion": "aadpodidentity.k8s.io/v1alpha1", "kind": "AzureIdentityGrant", "metadata": {"name": "approved"},
+        "spec": {"approvals": [bob]}});
+    world.bob.apply(&path, &applied).await.expect("Bob approves");
+    refused(set(&world.bob, json!([bob, carla])).await, "by must be your own name");
+    refused(set(&world.carla, json!([carla])).await, "spec.approvals may only be added to");
+    refused(
+        set(&world.carla, json!([merged(&bob, &json!({"groups": ["on-call"]})), carla])).await,
+        "may only be added to",
+    );
+    refused(set(&world.ann, json!([])).await, "may only be added to");
+    refused(
+        set(&world.bob, json!([merged(&bob, &json!({"groups": ["system:authenticated"]}))])).await,
+        "may only be added to",
+    );
+    let twice = set(&world.bob, json!([bob, bob])).await.expect_err("twice");
+    assert!(twice.message.contains("Duplicate value"), "{twice:?}");
+    set(&world.carla, json!([bob, carla])).await.expect("Carla approves as well");
+    set(&world.mallory, json!([bob, carla])).await.expect("nothing changes");
+}
+
+async fn who_takes_back_is_who_says_so(world: &World) {
+    for field in ["denied", "revoked"] {
+        let name = format!("to-be-{field}");
+        world.request(&name).await;
+        let set = async |person: &Person, query: &str, by: &str| {
+            let value = json!({"spec": {field: {"by": by, "reason": "enough"}}});
+            person.patch(&format!("{}{query}", at(&name)), &value).await
+        };
+        let dry = "?dryRun=All";
+        for (person, by, said) in [
+            (&world.mallory, world.mallory.name, "mallory@example.com is neither"),
+            (&world.mallory, world.bob.name, "by must be your own name, which is mallory@example.com"),
+            (&world.bob, world.carla.name, "by must be your own name, which is bob@example.com"),
+        ] {
+            refused(set(person, dry, by).await, said);
+        }
+        for person in [&world.ann, &world.bob, &world.carla] {
+            set(person, dry, person.name).await.expect("the requester and both approvers");
+        }
+        set(&world.carla, "", world.carla.name).await.expect("Carla");
+        refused(set(&world.bob, "", world.bob.name).await, &format!("spec.{field} is set already, and for good"));
+        let undone = world.carla.patch(&at(&name), &json!({"spec": {field: null}})).await;
+        refused(undone, &format!("spec.{field} is set already"));
+    }
+}
+
+async fn only_the_controller_writes_the_status(world: &World) {
+    world.request("status").await;
+    let path = format!("{}/status", at("status"));
+    let active = json!({"status": {"phase": "Active", "activeUntil": "2027-01-01T00:00:00Z"}});
+    for person in [&world.ann, &world.bob, &world.node] {
+        refused(person.patch(&path, &active).await, &format!("this is {}", person.name));
+    }
+    refused(patch(&world.admin, &path, &active).await, "may write the status of a grant");
+    let stored = world.controller.patch(&path, &active).await.expect("the controller");
+    assert_eq!(stored["status"]["phase"], "Active");
+    // Neither with the object, nor while it is made.
+    let smuggled = world.bob.patch(&at("status"), &json!({"status": {"phase": "Expired"}})).await.expect("dropped");
+    assert_eq!(smuggled["status"]["phase"], "Active");
+    let born = merged(&grant("born-active", &json!({})), &active);
+    let stored = world.ann.create("azureidentitygrants", "", &born).await.expect("dropped");
+    assert!(stored.get("status").is_none(), "{stored}");
+    let wrong = world.controller.patch(&path, &json!({"status": {"phase": "Open"}})).await.expect_err("no such phase");
+    assert!(wrong.message.contains("status.phase: Unsupported value"), "{wrong:?}");
+}
+
+/// Takes the proof away, approves in somebody's name, and puts the proof back.
+async fn removing_the_policy_shows(plane: &ControlPlane, world: &World) {
+    let expected = policies::grants(&[CONTROLLER]);
+    let since = async || {
+        let (policy, binding) = live(world, &expected).await;
+        expected.in_force_since(policy.as_ref(), binding.as_ref())
+    };
+    let asked = world.request("behind").await;
+    since().await.expect("in force");
+
+    // Editing and editing back.
+    let path = format!("{ADMISSION}/validatingadmissionpolicybindings/{}", expected.name());
+    patch(&world.admin, &path, &json!({"spec": {"validationActions": ["Audit"]}})).await.unwrap();
+    let said = since().await.expect_err("only audited").to_string();
+    assert!(said.contains("spec.validationActions[0] is not what"), "{said}");
+    patch(&world.admin, &path, &json!({"spec": {"validationActions": ["Deny"]}})).await.unwrap();
+    let said = since().await.expect_err("was only audited").to_string();
+    assert!(said.contains("has been edited since it was created"), "{said}");
+
+    // Deleting, forging, putting back.
+    delete(&world.admin, &path, &json!({})).await.unwrap();
+    let said = since().await.expect_err("gone").to_string();
+    assert!(said.contains("is not there; apply deploy/admission-policy-grants.yaml"), "{said}");
+    let forged = json!({"spec": {"approvals": [{"by": world.bob.name}]}});
+    eventually("the policy to be out of force", async || world.mallory.patch(&at("behind"), &forged).await.is_ok())
+        .await;
+    // The API server's clock has whole seconds.
+    let created: jiff::Timestamp = asked["metadata"]["creationTimestamp"].as_str().unwrap().parse().unwrap();
+    eventually("another second", async || {
+        let probe = world.admin_probe().await;
+        delete(&world.admin, &at("probe"), &json!({})).await.unwrap();
+        probe > created
+    })
+    .await;
+    plane.apply_dir(&root().join("deploy")).await.unwrap();
+    world.grants_are_in_force().await;
+    let again = since().await.expect("in force again");
+    assert!(again > created, "what was forged is older than the proof: {again} after {created}");
+}
+
+impl World {
+    /// The API server's time.
+    async fn admin_probe(&self) -> jiff::Timestamp {
+        let probe = self.request("probe").await;
+        probe["metadata"]["creationTimestamp"].as_str().unwrap().parse().unwrap()
+    }
+}
+
+async fn whoever_binds_needs_the_right_to_use(plane: &ControlPlane, world: &World) {
+    let binding = |name: &str, identity: &str| {
+        json!({"kind": "AzureIdentityBinding", "apiVersion": "aadpodidentity.k8s.io/v1", "metadata": {"name": name},
+            "spec": {"azureIdentity": identity, "selector": "app"}})
+    };
+    let binds = async |person: &Person, name: &str, identity: &str| {
+        person.create("azureidentitybindings", "dryRun=All", &binding(name, identity)).await
+    };
+    // As installed nobody is refused: existing manifests go on applying.
+    binds(&world.mallory, "b", "reader").await.expect("a warning at most");
+    world.mallory.create("azureidentitybindings", "", &binding("older", "reader")).await.expect("a warning at most");
+
+    for file in ["enforce.yaml", "role.yaml"] {
+        plane.apply_yaml(&cluster::read(&format!("examples/delegation/{file}"))).await.unwrap();
+    }
+    eventually("the right to be asked for", async || binds(&world.mallory, "b", "reader").await.is_err()).await;
+    let said = "mallory@example.com needs the verb `use` on AzureIdentity reader of namespace default";
+    refused(binds(&world.mallory, "b", "reader").await, said);
+    let team = Person { admin: world.admin.clone(), name: "tina@example.com", groups: &["payments-team"] };
+    eventually("the role to be known", async || binds(&team, "b", "reader").await.is_ok()).await;
+    refused(binds(&team, "b", "other").await, "on AzureIdentity other of namespace default");
+    create(&world.admin, "azureidentitybindings", "dryRun=All", &binding("b", "other"))
+        .await
+        .expect("an administrator");
+
+    // Changes need it, what changes nothing of the binding does not, and deleting takes a right away.
+    let older = format!("{}/older", collection("azureidentitybindings"));
+    refused(world.mallory.patch(&older, &json!({"spec": {"selector": "mine"}})).await, said);
+    refused(team.patch(&older, &json!({"spec": {"azureIdentity": "other"}})).await, "on AzureIdentity other");
+    world.mallory.patch(&older, &json!({"metadata": {"labels": {"a": "b"}}})).await.expect("a label");
+    team.patch(&older, &json!({"spec": {"timeBox": {"notAfter": "2027-01-01T00:00:00Z"}}})).await.expect("the team");
+    let status = json!({"status": {"matchedPods": 1}});
+    world.controller.patch(&format!("{older}/status"), &status).await.expect("the controller's status");
+    delete(&world.admin, &older, &json!({})).await.unwrap();
+
+    let enforced = policies::enforced_delegation().metadata.name.unwrap();
+    delete(&world.admin, &format!("{ADMISSION}/validatingadmissionpolicybindings/{enforced}"), &json!({}))
+        .await
+        .unwrap();
+    eventually("nobody to be refused again", async || binds(&world.mallory, "b", "reader").await.is_ok()).await;
+}
+
+async fn the_node_makes_tokens_for_entra_alone(plane: &ControlPlane, world: &World) {
+    let namespaced = |kind: &str, name: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}});
+    post(&world.admin, "/api/v1/namespaces/default/serviceaccounts", "", &namespaced("ServiceAccount", "demo"))
+        .await
+        .unwrap();
+    let spec = json!({"serviceAccountName": "demo", "containers": [{"name": "c", "image": "none"}]});
+    let pod = merged(&namespaced("Pod", "demo"), &json!({"spec": spec}));
+    let pod = post(&world.admin, "/api/v1/namespaces/default/pods", "", &pod).await.unwrap();
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "demo", "uid": pod["metadata"]["uid"]});
+
+    const TOKEN: &str = "/api/v1/namespaces/default/serviceaccounts/demo/token";
+    let entra = json!(["api://AzureADTokenExchange"]);
+    let request = |spec: Value| json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+    let right = request(json!({"audiences": entra, "boundObjectRef": bound, "expirationSeconds": 3600}));
+    let unasked = world.node.post(TOKEN, &right).await.expect_err("deploy/ gives no such right");
+    assert_eq!(unasked.code, 403, "{unasked:?}");
+
+    plane.apply_yaml(&cluster::read("examples/federated-pod/role.yaml")).await.unwrap();
+    eventually("the role to be known", async || world.node.post(TOKEN, &right).await.is_ok()).await;
+    let token = world.node.post(TOKEN, &right).await.unwrap();
+    assert!(token["status"]["token"].as_str().is_some_and(|t| t.starts_with("ey")), "a token");
+    for (spec, said) in [
+        (json!({"boundObjectRef": bound}), "makes tokens for api://AzureADTokenExchange only"),
+        (json!({"audiences": [], "boundObjectRef": bound}), "makes tokens for api://AzureADTokenExchange only"),
+        (
+            json!({"audiences": ["https://kubernetes.default.svc"], "boundObjectRef": bound}),
+            "AzureADTokenExchange only",
+        ),
+        (
+            json!({"audiences": ["api://AzureADTokenExchange", "https://kubernetes.default.svc"], "boundObjectRef": bound}),
+            "AzureADTokenExchange only",
+        ),
+        (json!({"audiences": entra}), "bound to one pod"),
+        (
+            json!({"audiences": entra, "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "demo"}}),
+            "by its UID",
+        ),
+        (
+            json!({"audiences": entra, "boundObjectRef": {"apiVersion": "v1", "kind": "Secret", "name": "s", "uid": "u"}}),
+            "bound to one pod",
+        ),
+        (json!({"audiences": entra, "boundObjectRef": bound, "expirationSeconds": 7200}), "for an hour at most"),
+    ] {
+        refused(world.node.post(TOKEN, &request(spec)).await, said);
+    }
+    // Others are not its business.
+    post(&world.admin, TOKEN, "", &request(json!({"expirationSeconds": 7200}))).await.expect("an administrator");
+}
+
+// Objects
+
+/// Ann's request for the binding `vault`, changed.
+fn grant(name: &str, change: &Value) -> Value {
+    let spec =
+        json!({"bindingName": "vault", "reason": "incident 7", "duration": "30m", "requestedBy": "ann@example.com"});
+    json!({"apiVersion": "aadpodidentity.k8s.io/v1alpha1", "kind": "AzureIdentityGrant", "metadata": {"name": name},
+        "spec": merged(&spec, change)})
+}
+
+fn at(name: &str) -> String {
+    format!("{}/{name}", collection("azureidentitygrants"))
+}
+
+fn named(object: &Value, name: &str, spec: &Value) -> Value {
+    let spec = merged(&object["spec"], spec);
+    merged(object, &json!({"metadata": {"name": name}, "spec": spec}))
+}
+
+fn merged(object: &Value, more: &Value) -> Value {
+    let mut object = object.clone();
+    object.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    object
+}
+
+/// Refused by a policy, in these words.
+#[track_caller]
+fn refused(answer: Result<Value, cluster::Refusal>, said: &str) {
+    let refusal = answer.expect_err(said);
+    assert_eq!(refusal.code, 403, "{refusal:?}");
+    assert!(refusal.message.contains(said), "{said}: {refusal:?}");
+}
+
+async fn live(
+    world: &World,
+    expected: &policies::Policy,
+) -> (Option<ValidatingAdmissionPolicy>, Option<ValidatingAdmissionPolicyBinding>) {
+    let name = expected.name();
+    let policy = get(&world.admin, &format!("{ADMISSION}/validatingadmissionpolicies/{name}")).await.ok();
+    let binding = get(&world.admin, &format!("{ADMISSION}/validatingadmissionpolicybindings/{name}")).await.ok();
+    (
+        policy.map(|policy| serde_json::from_value(policy).unwrap()),
+        binding.map(|binding| serde_json::from_value(binding).unwrap()),
+    )
+}
