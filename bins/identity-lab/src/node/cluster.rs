@@ -2,9 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -27,35 +26,20 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     Error,
+    deployed::{NAMESPACE, applicable, deployed, discovery, grants, identify},
     kubelet::{Kubelet, NODE_ADDRESS, NODE_NAME, PodView},
     place::Place,
 };
 use crate::{
     emulator::{Issuer, IssuerServer, Pem},
     kube::ControlPlane,
-    manifest,
 };
 
 /// The API server issues no token for less, in seconds.
 const SHORTEST: u32 = 600;
 
-/// Where the product's own namespace and accounts come from.
-const NAMESPACE: &str = "entra-pod-identity";
 /// Field manager and reason in messages.
 const MANAGER: &str = "identity-lab";
-/// What the lab takes from `deploy/`; workloads are started by the lab itself, as processes.
-const DEPLOYED: [&str; 9] = [
-    "CustomResourceDefinition",
-    "Namespace",
-    "ServiceAccount",
-    "ClusterRole",
-    "ClusterRoleBinding",
-    "Role",
-    "RoleBinding",
-    "ValidatingAdmissionPolicy",
-    "ValidatingAdmissionPolicyBinding",
-];
-
 /// Where the parts of a cluster are.
 #[derive(Clone, Debug)]
 pub struct Parts {
@@ -351,103 +335,6 @@ impl Cluster {
     }
 }
 
-/// Lets everybody read the issuer's discovery and keys, as clusters do that Entra is to trust.
-fn discovery() -> Value {
-    let group = "rbac.authorization.k8s.io";
-    json!({
-        "apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding",
-        "metadata": { "name": "identity-lab-issuer-discovery" },
-        "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": "system:service-account-issuer-discovery" },
-        "subjects": [{ "apiGroup": group, "kind": "Group", "name": "system:unauthenticated" }],
-    })
-}
-
-/// What an operator grants beside identities with a credential (`examples/secret-access`): the node may read the Secrets that
-/// they name, in each namespace whose manifests have no role binding of their own.
-fn grants(objects: &[Value]) -> Vec<Value> {
-    let text = |object: &Value, pointer: &str| {
-        object.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
-    };
-    let namespace = |object: &Value| text(object, "/metadata/namespace").unwrap_or_else(|| "default".to_owned());
-    let bound: BTreeSet<String> =
-        objects.iter().filter(|object| object["kind"] == "RoleBinding").map(namespace).collect();
-    let mut secrets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for identity in objects.iter().filter(|object| object["kind"] == "AzureIdentity") {
-        if let Some(secret) = text(identity, "/spec/clientPassword/name") {
-            let of = text(identity, "/spec/clientPassword/namespace").unwrap_or_else(|| namespace(identity));
-            secrets.entry(of).or_default().insert(secret);
-        }
-    }
-    secrets.retain(|namespace, _| !bound.contains(namespace));
-    let grant = |(namespace, names): (String, BTreeSet<String>)| {
-        let (group, name) = ("rbac.authorization.k8s.io", "entra-pod-identity-credentials");
-        let metadata = json!({ "name": name, "namespace": namespace });
-        let rule = json!({ "apiGroups": [""], "resources": ["secrets"], "resourceNames": names, "verbs": ["get"] });
-        let subject = json!({ "kind": "ServiceAccount", "name": "entra-pod-identity-node", "namespace": NAMESPACE });
-        [
-            json!({ "apiVersion": format!("{group}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule] }),
-            json!({
-                "apiVersion": format!("{group}/v1"), "kind": "RoleBinding", "metadata": metadata,
-                "roleRef": { "apiGroup": group, "kind": "Role", "name": name }, "subjects": [subject],
-            }),
-        ]
-    };
-    secrets.into_iter().flat_map(grant).collect()
-}
-
-fn identify(object: &Value) -> String {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    format!("{} {}/{} ({})", text("/kind"), text("/metadata/namespace"), text("/metadata/name"), text("/apiVersion"))
-}
-
-/// An object as it can be applied: without what only a server sets, with what a manifest for the lab may leave out.
-fn applicable(object: &Value) -> Value {
-    let mut object = object.clone();
-    if let Some(metadata) = object.pointer_mut("/metadata").and_then(Value::as_object_mut) {
-        for field in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"] {
-            metadata.remove(field);
-        }
-    }
-    if object["kind"] == "Pod"
-        && let Some(pod) = object.as_object_mut()
-    {
-        pod.remove("status");
-        let spec = pod.entry("spec").or_insert_with(|| json!({}));
-        if let Some(spec) = spec.as_object_mut() {
-            let containers = spec.entry("containers").or_insert(Value::Null);
-            if containers.as_array().is_none_or(Vec::is_empty) {
-                *containers = json!([{ "name": "main", "image": "none" }]);
-            }
-        }
-    }
-    object
-}
-
-/// The objects of `deploy/` that a cluster needs before the product runs as processes beside it. Charts are templates: left out.
-fn deployed(directory: &Path) -> Result<Vec<Value>, Error> {
-    let mut found = Vec::new();
-    let entries = fs::read_dir(directory).map_err(|error| {
-        std::io::Error::new(
-            error.kind(),
-            format!("{}: {error}; `--deploy` names the project's deploy directory", directory.display()),
-        )
-    })?;
-    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    paths.sort();
-    for path in paths {
-        if path.is_dir() && !path.join("Chart.yaml").exists() {
-            found.extend(deployed(&path)?);
-        } else if path.extension().is_some_and(|end| end == "yaml") {
-            for document in manifest::documents(&fs::read_to_string(&path)?) {
-                let value = document.value.map_err(|message| Error::Overrides { path: path.clone(), message })?;
-                manifest::flatten(value, &mut found);
-            }
-        }
-    }
-    found.retain(|object| object["kind"].as_str().is_some_and(|kind| DEPLOYED.contains(&kind)));
-    Ok(found)
-}
-
 /// Keeps a snapshot of one kind.
 async fn follow(client: Client, resource: ApiResource, sender: watch::Sender<Snapshot>) {
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
@@ -485,33 +372,5 @@ async fn follow(client: Client, resource: ApiResource, sender: watch::Sender<Sna
             }
         }
         sender.send_replace(Some(Arc::new(known.clone())));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_node_may_read_the_secrets_that_are_named_and_no_others() {
-        let identity = |namespace: &str, secret: Value| {
-            json!({
-                "kind": "AzureIdentity", "metadata": { "name": "i", "namespace": namespace },
-                "spec": { "clientPassword": secret },
-            })
-        };
-        let objects = [
-            identity("a", json!({ "name": "one" })),
-            identity("a", json!({ "name": "two", "namespace": "a" })),
-            identity("b", json!({ "name": "three", "namespace": "b" })),
-            identity("c", Value::Null),
-            json!({ "kind": "RoleBinding", "metadata": { "name": "own", "namespace": "b" } }),
-        ];
-        let made = grants(&objects);
-        assert_eq!(made.len(), 2, "{made:?}");
-        assert_eq!(made[0]["metadata"]["namespace"], "a");
-        assert_eq!(made[0]["rules"][0]["resourceNames"], json!(["one", "two"]));
-        assert_eq!(made[0]["rules"][0]["verbs"], json!(["get"]));
-        assert_eq!(made[1]["subjects"][0]["name"], "entra-pod-identity-node");
     }
 }

@@ -509,7 +509,10 @@ impl Lab {
         let (audience, lifetime) = (told.audience.as_str(), told.lifetime_seconds);
         let (token, lifetime) = match &self.cluster {
             None => (self.accounts.projected(NODE_ACCOUNT, audience, lifetime, now)?, lifetime),
-            Some(cluster) => cluster.projected(NODE_ACCOUNT, audience, lifetime).await?,
+            Some(cluster) => {
+                let token = cluster.projected(NODE_ACCOUNT, audience, lifetime).await;
+                token.inspect_err(|_| self.volume.postpone(now))?
+            }
         };
         Ok(self.volume.put(&token, now, lifetime)?)
     }

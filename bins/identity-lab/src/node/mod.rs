@@ -8,6 +8,7 @@ mod azure;
 pub mod cleanup;
 pub mod clock;
 mod cluster;
+mod deployed;
 pub mod enter;
 pub mod hold;
 pub mod kubelet;

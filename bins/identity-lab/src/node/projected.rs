@@ -11,12 +11,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::files;
 
 /// Namespace and name of the service account that identity-node runs as.
 pub const NODE_ACCOUNT: (&str, &str) = ("entra-pod-identity", "entra-pod-identity-node");
+/// When what failed is tried again.
+const AGAIN: SignedDuration = SignedDuration::from_secs(10);
 /// The file's name.
 const NAME: &str = "token";
 
@@ -26,7 +28,8 @@ pub struct Volume {
     directory: PathBuf,
     /// Number of the current content.
     number: u64,
-    due: Option<Timestamp>,
+    /// Between which times it is left alone.
+    rest: Option<(Timestamp, Timestamp)>,
 }
 
 impl Volume {
@@ -36,7 +39,7 @@ impl Volume {
     /// As the file system says.
     pub fn new(directory: &Path) -> io::Result<Self> {
         files::private_directory(directory)?;
-        Ok(Self { directory: directory.to_owned(), number: 0, due: None })
+        Ok(Self { directory: directory.to_owned(), number: 0, rest: None })
     }
 
     /// Where the token is.
@@ -44,9 +47,15 @@ impl Volume {
         self.directory.join(NAME)
     }
 
-    /// Whether it is time for another token: a fifth of its lifetime is left, or there is none.
+    /// Whether it is time for another token: a fifth of its lifetime is left, or there is none, or the clock was set back to
+    /// before there was one.
     pub fn due(&self, now: Timestamp) -> bool {
-        self.due.is_none_or(|due| due <= now)
+        self.rest.is_none_or(|(from, to)| now < from || to <= now)
+    }
+
+    /// Has [`due`](Self::due) say no for a while: another token was not to be had.
+    pub fn postpone(&mut self, now: Timestamp) {
+        self.rest = Some((now, now.checked_add(AGAIN).unwrap_or(now)));
     }
 
     /// Puts a token that was issued at `now` in the place of the one before.
@@ -73,14 +82,9 @@ impl Volume {
         }
         // The first content there was has number 1.
         let _ = fs::remove_dir_all(self.directory.join(before));
-        let life = jiff::SignedDuration::from_secs(i64::from(lifetime) * 4 / 5);
-        self.due = Some(now.checked_add(life).unwrap_or(Timestamp::MAX));
+        let life = SignedDuration::from_secs(i64::from(lifetime) * 4 / 5);
+        self.rest = Some((now, now.checked_add(life).unwrap_or(Timestamp::MAX)));
         Ok(())
-    }
-
-    /// The next question whether a token is due is answered with yes.
-    pub fn expire(&mut self) {
-        self.due = None;
     }
 }
 
@@ -108,7 +112,8 @@ mod tests {
         let left = fs::read_dir(dir.path().join("v")).unwrap().count();
         assert_eq!(left, 3, "the content, ..data and the name; nothing of the one before");
         assert!(!volume.due(at(159)));
-        volume.expire();
-        assert!(volume.due(at(81)));
+        assert!(volume.due(at(79)), "the clock was set back");
+        volume.postpone(at(160));
+        assert!(!volume.due(at(169)) && volume.due(at(170)));
     }
 }
