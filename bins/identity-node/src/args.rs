@@ -11,7 +11,7 @@ use identity_broker::{AuthorityHosts, DEFAULT_HOSTS, LimitsConfig, OnAuditFailur
 use identity_netfilter::{Backend, Redirect};
 use identity_process::{LogArgs, SourceArgs};
 
-use crate::metadata::MetadataArgs;
+use crate::{audit::AuditArgs, metadata::MetadataArgs};
 
 /// Answers the managed-identity endpoint for the pods of one node.
 ///
@@ -35,6 +35,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) metadata: MetadataArgs,
+
+    #[command(flatten)]
+    pub(crate) audit: AuditArgs,
 
     /// Address of /healthz and /readyz
     #[arg(

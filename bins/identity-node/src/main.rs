@@ -32,7 +32,7 @@ use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
 use tracing::info;
 
-use self::{args::Args, audit::ProcessAudit, secrets::FromRuntime};
+use self::{args::Args, secrets::FromRuntime};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -72,7 +72,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             ..Options::default()
         },
         observer,
-        ..node::Config::new(name)
+        ..node::Config::new(name.clone())
     };
 
     let upstream = UpstreamConfig {
@@ -83,9 +83,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let secrets = Arc::new(FromRuntime(Secrets::new(&source)));
     let azure = Azure::new(upstream, tls::client_config()?, secrets, now, metrics.clone());
     let tokens = Manager::new(azure, now, ManagerConfig::default(), metrics.clone());
+    let on_audit_failure = args.tokens.audit_on_failure.into();
+    let (audit, journal) = args.audit.open(&name, args.log.log_format, on_audit_failure).await?;
     let config = BrokerConfig {
         hold: args.tokens.hold,
-        on_audit_failure: args.tokens.audit_on_failure.into(),
+        on_audit_failure,
+        node: name.clone(),
         limits: args.tokens.limits(),
         ..BrokerConfig::default()
     };
@@ -95,7 +98,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..PassthroughConfig::default()
     };
     let rest = Arc::new(Passthrough::new(rest, now, metrics.clone()));
-    let broker = Broker::with_metadata(published.clone(), tokens, ProcessAudit, now, config, metrics, rest);
+    let broker = Broker::with_metadata(published.clone(), tokens, audit, now, config, metrics, rest);
 
     // First somebody who answers, then the rules that lead there.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--node-address {listen}"))?;
@@ -126,7 +129,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         serve(listener, Kernel, broker, ServerConfig::default(), shutdown).await;
         Ok(())
     });
-    parts.run().await
+    let ended = parts.run().await;
+    if let Some(journal) = journal {
+        journal.close().await;
+    }
+    ended
 }
 
 /// All addresses that are the node's own: no pod's.

@@ -34,4 +34,4 @@ pub use probe::{Answer, Probes};
 pub use signals::{Supervisor, shutdown_on_signal};
 pub use source::SourceArgs;
 pub use start::{VERSION, run};
-pub use stderr::lost_log_lines;
+pub use stderr::{LogLines, lost_log_lines};

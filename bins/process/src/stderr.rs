@@ -35,6 +35,24 @@ impl Stderr {
     }
 }
 
+/// Lines of the log that are ready to be written, past the formatter.
+#[derive(Clone, Copy, Debug)]
+pub struct LogLines(Stderr);
+
+impl LogLines {
+    /// To where the log goes.
+    #[expect(clippy::new_without_default, reason = "it looks at what standard error is")]
+    pub fn new() -> Self {
+        Self(Stderr::new())
+    }
+
+    /// Writes a line, its end included; whether it was written. Never waits for whoever reads the log.
+    pub fn write(&self, line: &[u8]) -> bool {
+        let mut to = self.0.make_writer();
+        to.put(line)
+    }
+}
+
 fn may_block(output: &impl AsFd) -> bool {
     !fstat(output).is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
 }
@@ -55,11 +73,20 @@ pub(crate) struct Line<W> {
     lost: &'static AtomicU64,
 }
 
-impl<W: Write + AsFd> Write for Line<W> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if (self.may_block && !has_room(&self.output)) || self.output.write_all(line).is_err() {
+impl<W: Write + AsFd> Line<W> {
+    fn put(&mut self, line: &[u8]) -> bool {
+        let room = !self.may_block || has_room(&self.output);
+        let written = room && self.output.write_all(line).is_ok();
+        if !written {
             self.lost.fetch_add(1, Ordering::AcqRel);
         }
+        written
+    }
+}
+
+impl<W: Write + AsFd> Write for Line<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.put(line);
         Ok(line.len())
     }
 
