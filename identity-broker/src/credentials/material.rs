@@ -102,6 +102,26 @@ impl From<&str> for Part {
     }
 }
 
+impl CredentialProblem {
+    /// In a word, as the `reason` of a condition.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::MissingKey { .. } => "KeyMissing",
+            Self::Empty(_) => "CredentialEmpty",
+            Self::NotText(_) | Self::TooLong(..) | Self::TooManyIterations(..) | Self::Unreadable(..) => {
+                "CredentialUnreadable"
+            }
+            Self::WrongPassword(_) => "WrongPassword",
+            Self::NoPrivateKey(_) | Self::EncryptedKey(_) => "PrivateKeyMissing",
+            Self::NoCertificate(_) => "CertificateMissing",
+            Self::NotRsa(_) => "KeyNotRSA",
+            Self::Mismatch(_) => "KeyMismatch",
+            Self::Expired { .. } => "CertificateExpired",
+            Self::NotYetValid { .. } => "CertificateNotYetValid",
+        }
+    }
+}
+
 /// What is wrong with a credential.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CredentialProblem {

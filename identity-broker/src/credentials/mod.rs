@@ -17,6 +17,7 @@ mod source;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+mod vaults;
 mod verdict;
 
 pub use checker::{Checked, Checker};

@@ -55,11 +55,14 @@ pub(super) fn vault_secret(value: &[u8]) -> Result<Credential, Problem> {
     text(Part::Value, value)
 }
 
-/// Reads a certificate as a Key Vault has it: PEM, or PKCS#12 in base64. Not for a reactor's thread.
+/// Reads a certificate as a Key Vault has it: PEM, or PKCS#12, in base64 where its content type was not set. Not for a
+/// reactor's thread.
 pub(super) fn vault_certificate(value: &[u8]) -> Result<Credential, Problem> {
     let part = Part::Value;
     let certificate = match usable(&part, value)? {
         pem if is_pem(pem) => pem_pair(&part, pem, pem)?,
+        // A SEQUENCE: it is decoded already.
+        [0x30, ..] => pkcs12(&part, value, None)?,
         encoded => {
             let packed: Zeroizing<Vec<u8>> =
                 encoded.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>().into();

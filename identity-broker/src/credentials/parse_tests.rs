@@ -195,3 +195,85 @@ fn debug_shows_no_secret() {
     let certificate = certificate(&reference(None), &data(&[("certificate", both.as_bytes())])).unwrap();
     assert!(format!("{certificate:?}").starts_with("Certificate("));
 }
+
+#[test]
+fn archives_of_old_exporters() {
+    // `openssl pkcs12 -export -legacy` of the same certificate: RC2 of 40 bits and 3DES; and 3DES alone with no password.
+    let expected = Ok("kZG6lQoQkQgnB5IFoZAX8hRg_1O6adxBjDvJilQNp34".to_owned());
+    let rc2 = include_bytes!("legacy_rc2.p12");
+    assert_eq!(thumbprint(None, &[("certificate", rc2), ("password", b"fixture")]), expected);
+    assert_eq!(thumbprint(None, &[("certificate", rc2), ("password", b"fixture\n")]), expected);
+    for wrong in [&b"fixtures"[..], b"", "\u{1f512}".as_bytes()] {
+        let problem = thumbprint(None, &[("certificate", rc2), ("password", wrong)]).unwrap_err();
+        assert_eq!(problem, Problem::WrongPassword("certificate".into()));
+    }
+    assert_eq!(thumbprint(None, &[("anything", include_bytes!("legacy_3des_no_password.p12"))]), expected);
+    // As a Key Vault has it.
+    let vault = |value: &[u8]| match vault_certificate(value) {
+        Ok(Credential::Certificate(certificate)) => Ok(certificate.thumbprint.clone()),
+        Ok(_) => panic!("no certificate"),
+        Err(problem) => Err(problem),
+    };
+    assert_eq!(vault(STANDARD.encode(include_bytes!("legacy_3des_no_password.p12")).as_bytes()), expected);
+    let text = vault(b"no credential").unwrap_err().to_string();
+    assert_eq!(text, "its value is neither PEM nor a readable PKCS#12 file (nor base64 of one)");
+    let rsa = material(&PKCS_RSA_SHA256);
+    assert!(vault(format!("{}{}", rsa.key, rsa.certificate).as_bytes()).is_ok());
+    assert_eq!(vault(b""), Err(Problem::Empty(Part::Value)));
+}
+
+#[test]
+fn chains_are_kept_without_the_root() {
+    use rcgen::{BasicConstraints, DnType, IsCa, Issuer};
+    let params = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    };
+    let [leaf, ca, root] = [(); 3].map(|()| KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap());
+    let by = |name: &str, key: &KeyPair, issuer: &str, issuer_key: &KeyPair| {
+        params(name).signed_by(key, &Issuer::new(params(issuer), issuer_key)).unwrap()
+    };
+    let (leaf_pem, ca_pem) = (by("leaf", &leaf, "ca", &ca), by("ca", &ca, "root", &root));
+    let root_pem = params("root").self_signed(&root).unwrap();
+    let read = |certificates: &[&rcgen::Certificate]| {
+        let pem: String = certificates.iter().map(|certificate| certificate.pem()).collect();
+        match certificate(&reference(None), &data(&[("certificate", format!("{pem}{}", leaf.serialize_pem()).as_bytes())])) {
+            Ok(Credential::Certificate(certificate)) => certificate.chain.clone(),
+            _ => panic!("no certificate"),
+        }
+    };
+    let encoded = |certificate: &rcgen::Certificate| STANDARD.encode(certificate.der());
+    let both = [encoded(&leaf_pem), encoded(&ca_pem)];
+    assert_eq!(read(&[&leaf_pem, &ca_pem, &root_pem]), both);
+    assert_eq!(read(&[&root_pem, &ca_pem, &leaf_pem]), both, "in any order");
+    assert_eq!(read(&[&leaf_pem, &ca_pem]), both);
+    assert!(read(&[&leaf_pem]).is_empty(), "alone it is sent by its thumbprint only");
+    assert!(read(&[&leaf_pem, &root_pem]).is_empty(), "that one has not issued it");
+    let direct = by("leaf", &leaf, "root", &root);
+    assert_eq!(read(&[&direct, &root_pem]), [encoded(&direct)]);
+}
+
+#[test]
+fn certificates_have_their_time() {
+    let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+    let mut params = CertificateParams::default();
+    params.not_before = rcgen::date_time_ymd(2026, 2, 1);
+    params.not_after = rcgen::date_time_ymd(2026, 3, 1);
+    let pem = format!("{}{}", params.self_signed(&key).unwrap().pem(), key.serialize_pem());
+    let credential = certificate(&reference(None), &data(&[("certificate", pem.as_bytes())])).unwrap();
+    assert_eq!(credential.expires(), Some("2026-03-01T00:00:00Z".parse().unwrap()));
+    for (now, wrong) in [
+        ("2026-01-31T23:54:00Z", Some("the certificate is valid from 2026-02-01T00:00:00Z on, and this node's clock says 2026-01-31T23:54:00Z: correct the clock if it is slow, or wait")),
+        // Clocks differ.
+        ("2026-01-31T23:55:00Z", None),
+        ("2026-02-15T00:00:00Z", None),
+        ("2026-03-01T00:05:00Z", None),
+        ("2026-03-01T00:05:01Z", Some("the certificate ended 2026-03-01T00:00:00Z (this node's clock says 2026-03-01T00:05:01Z): put a new one there, and register it with the application")),
+    ] {
+        let found = credential.wrong_time(now.parse().unwrap()).map(|(problem, _)| problem.to_string());
+        assert_eq!(found.as_deref(), wrong, "{now}");
+    }
+    assert!(client_secret(&reference(None), &data(&[("a", b"s")])).unwrap().wrong_time(Timestamp::MAX).is_none());
+}

@@ -1,17 +1,22 @@
 //! Reads a credential from where it is, once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use identity_core::lookup::{CredentialSource, Identity, SecretKeyRef, VaultRef};
 use identity_crd::IdentityType;
 use jiff::Timestamp;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretSlice};
 use tokio::sync::Semaphore;
 
 use super::{
     material::{Credential, CredentialError, CredentialProblem},
     parse,
     rotation::{Reading, Version},
+    store::Bearers,
+    vaults::{VaultError, Vaults},
 };
 use crate::{
     clock::Clock,
@@ -19,6 +24,7 @@ use crate::{
     secrets::{SecretData, SecretSourceError},
     tokens::TokenError,
     upstream::Sources,
+    vault,
 };
 
 /// The longest that a source is waited for.
@@ -51,11 +57,22 @@ pub(super) struct Read {
     pub(super) reading: Reading,
     pub(super) loaded: Option<Arc<Loaded>>,
     pub(super) wrong: Option<(Version, CredentialError)>,
+    /// Why there is no credential, in a word, as the `reason` of a condition.
+    pub(super) reason: &'static str,
+}
+
+/// A reading that brought no credential, and why, in a word.
+struct Not(Reading, &'static str);
+
+impl From<Not> for Read {
+    fn from(Not(reading, reason): Not) -> Self {
+        Self { reading, loaded: None, wrong: None, reason }
+    }
 }
 
 impl From<Reading> for Read {
     fn from(reading: Reading) -> Self {
-        Self { reading, loaded: None, wrong: None }
+        Not(reading, "CredentialUnavailable").into()
     }
 }
 
@@ -69,18 +86,46 @@ struct Held {
 
 enum What {
     Secret(SecretKeyRef, SecretData),
+    Vault(SecretSlice<u8>),
+}
+
+impl What {
+    fn client_secret(&self) -> Result<Credential, CredentialProblem> {
+        match self {
+            Self::Secret(reference, data) => parse::client_secret(reference, data),
+            Self::Vault(value) => parse::vault_secret(value.expose_secret()),
+        }
+    }
+
+    fn certificate(&self) -> Result<Credential, CredentialProblem> {
+        match self {
+            Self::Secret(reference, data) => parse::certificate(reference, data),
+            Self::Vault(value) => parse::vault_certificate(value.expose_secret()),
+        }
+    }
 }
 
 /// Reads sources.
 pub(super) struct Reader {
     sources: Sources,
+    vaults: Vaults,
     clock: Arc<dyn Clock>,
     readings: Arc<Semaphore>,
 }
 
 impl Reader {
-    pub(super) fn new(sources: Sources, clock: Arc<dyn Clock>) -> Self {
-        Self { sources, clock, readings: Arc::new(Semaphore::new(READINGS)) }
+    pub(super) fn new(
+        sources: Sources,
+        vaults: vault::Reader,
+        bearers: Weak<dyn Bearers>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let vaults = Vaults::new(vaults, sources.identities.clone(), bearers, Arc::clone(&clock));
+        Self { sources, vaults, clock, readings: Arc::new(Semaphore::new(READINGS)) }
+    }
+
+    pub(super) fn vaults(&self) -> &Vaults {
+        &self.vaults
     }
 
     #[cfg(test)]
@@ -97,18 +142,18 @@ impl Reader {
         let held = match &identity.credential {
             CredentialSource::Secret(secret) => self.secret(identity, secret).await,
             CredentialSource::KeyVault(vault) => self.vault(identity, vault).await,
-            CredentialSource::None | CredentialSource::Federated(_) => Err(Reading::Gone(TokenError::misconfigured(
-                identity,
-                "spec.clientPassword is missing: name the Secret that holds the credential",
-            ))),
+            CredentialSource::None | CredentialSource::Federated(_) => {
+                let text = "spec.clientPassword is missing: name the Secret that holds the credential, or a Key Vault in spec.keyVault";
+                Err(Not(Reading::Gone(TokenError::misconfigured(identity, text)), "CredentialMissing"))
+            }
         };
         match held {
             Ok(held) => self.look_into(identity, held, known).await,
-            Err(reading) => reading.into(),
+            Err(not) => not.into(),
         }
     }
 
-    async fn secret(&self, identity: &Identity, secret: &SecretKeyRef) -> Result<Held, Reading> {
+    async fn secret(&self, identity: &Identity, secret: &SecretKeyRef) -> Result<Held, Not> {
         use SecretSourceError as E;
         let origin = format!("Secret {}/{}", secret.namespace, secret.name);
         let get = self.sources.secrets.get(&secret.namespace, &secret.name);
@@ -124,20 +169,46 @@ impl Reader {
         let unread = |why: &str| unavailable(format!("{origin} could not be read: {why}"));
         // Each may well be mended in a moment: never for good to the pod.
         Err(match error {
-            E::NotFound => Reading::Gone(unavailable(format!(
-                "AzureIdentity {}/{}: {origin} (spec.clientPassword) does not exist; create it",
-                identity.object.namespace, identity.object.name
-            ))),
-            E::Forbidden(why) => Reading::Gone(unread(&why)),
-            E::Malformed(why) => Reading::Wrong { version: 0, error: unread(&why), until: None },
-            E::Unavailable(why) => Reading::Unclear(unread(&why)),
+            E::NotFound => {
+                let error = unavailable(format!(
+                    "AzureIdentity {}/{}: {origin} (spec.clientPassword) does not exist; create it",
+                    identity.object.namespace, identity.object.name
+                ));
+                Not(Reading::Gone(error), "SecretNotFound")
+            }
+            E::Forbidden(why) => Not(Reading::Gone(unread(&why)), "SecretForbidden"),
+            E::Malformed(why) => {
+                Not(Reading::Wrong { version: 0, error: unread(&why), until: None }, "SecretMalformed")
+            }
+            E::Unavailable(why) => Not(Reading::Unclear(unread(&why)), "SecretUnavailable"),
         })
     }
 
-    async fn vault(&self, identity: &Arc<Identity>, vault: &VaultRef) -> Result<Held, Reading> {
-        let _ = vault;
-        std::future::ready(()).await;
-        Err(Reading::Gone(TokenError::misconfigured(identity, "spec.keyVault: reading Key Vaults is not built yet")))
+    async fn vault(&self, identity: &Identity, vault: &VaultRef) -> Result<Held, Not> {
+        let error = match self.vaults.read(identity, vault).await {
+            Ok(bundle) => {
+                let version = version([vault.url.as_bytes(), bundle.origin().as_bytes()]);
+                let (origin, expires) = (bundle.origin().into(), bundle.expires_on);
+                return Ok(Held { version, origin, expires, what: What::Vault(bundle.value) });
+            }
+            Err(VaultError::Reader(error)) => return Err(Not(Reading::Unclear(error), "KeyVaultReader")),
+            Err(VaultError::Vault(error)) => error,
+        };
+        let reason = error.reason();
+        let object = &identity.object;
+        let text = format!("AzureIdentity {}/{}: {error}", object.namespace, object.name);
+        let retry_after = error.retry_after().unwrap_or(Duration::from_secs(2));
+        let told = TokenError::Unavailable { message: text, retry_after };
+        use vault::Error as E;
+        Err(match error {
+            // For certain. (A role that is missing may be on its way, a name may be resolved again.)
+            E::NotFound { .. } | E::Disabled { .. } => Not(Reading::Gone(told), reason),
+            // Nothing was sent, and nothing will be.
+            E::Url { .. } | E::HostNotAllowed { .. } | E::Name { .. } => {
+                Not(Reading::Gone(TokenError::misconfigured(identity, error.to_string())), reason)
+            }
+            _ => Not(Reading::Unclear(told), reason),
+        })
     }
 
     async fn look_into(&self, identity: &Identity, held: Held, known: Known) -> Read {
@@ -161,7 +232,8 @@ impl Reader {
                 let error = CredentialError { origin: origin.to_string(), problem };
                 let told = TokenError::misconfigured(identity, error.to_string());
                 let reading = Reading::Wrong { version, error: told, until: None };
-                Read { reading, loaded: None, wrong: Some((version, error)) }
+                let reason = error.problem.reason();
+                Read { reading, loaded: None, wrong: Some((version, error)), reason }
             }
         }
     }
@@ -169,29 +241,27 @@ impl Reader {
     /// Whether it may be used at this time.
     fn judge(&self, identity: &Identity, loaded: Arc<Loaded>) -> Read {
         let version = loaded.version;
+        let mut reason = "CredentialUnavailable";
         let reading = match loaded.credential.wrong_time(self.clock.now()) {
             Some((problem, until)) => {
+                reason = problem.reason();
                 let error = CredentialError { origin: loaded.origin.to_string(), problem };
                 let error = TokenError::misconfigured(identity, error.to_string());
                 Reading::Wrong { version, error, until }
             }
             None => Reading::Found { version, expires: loaded.expires },
         };
-        Read { reading, loaded: Some(loaded), wrong: None }
+        Read { reading, loaded: Some(loaded), wrong: None, reason }
     }
 
     /// Certificates are read on other threads, [`READINGS`] at a time.
     async fn parse(&self, kind: IdentityType, what: What) -> Option<Result<Credential, CredentialProblem>> {
         if kind != IdentityType::ServicePrincipalCertificate {
-            return Some(match what {
-                What::Secret(reference, data) => parse::client_secret(&reference, &data),
-            });
+            return Some(what.client_secret());
         }
         let turn = Arc::clone(&self.readings).acquire_owned().await.ok()?;
         let read = tokio::task::spawn_blocking(move || {
-            let read = match what {
-                What::Secret(reference, data) => parse::certificate(&reference, &data),
-            };
+            let read = what.certificate();
             // Not before: nobody can end a reading.
             drop(turn);
             read

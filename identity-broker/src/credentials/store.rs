@@ -150,10 +150,9 @@ enum Command {
 impl Credentials {
     /// `bearers` gets tokens for what is read with them; it may hold these credentials.
     pub(crate) fn new(upstream: Arc<Upstream>, sources: Sources, bearers: Weak<impl Bearers>) -> Self {
-        let _ = bearers;
         let (clock, metrics) = (Arc::clone(&upstream.clock), Arc::clone(&upstream.metrics));
         let (rotation, age) = (upstream.config.rotation.clone(), upstream.config.credential_age);
-        let reader = Reader::new(sources, Arc::clone(&clock));
+        let reader = Reader::new(sources, upstream.vaults(), bearers, Arc::clone(&clock));
         Self::with(reader, upstream, clock, metrics, rotation, age)
     }
 
@@ -168,6 +167,11 @@ impl Credentials {
         let (notices, base) = (broadcast::Sender::new(NOTICES), Instant::now());
         let context = Arc::new(Context { reader, tries, clock, metrics, rotation, age, notices, base });
         Self { context, slots: Mutex::default() }
+    }
+
+    /// What reads them.
+    pub(super) fn reader(&self) -> &Reader {
+        &self.context.reader
     }
 
     /// What is to be told from now on.

@@ -31,6 +31,9 @@ pub struct ManagerConfig {
     pub wait: Duration,
     /// The longest that getting one may take, in case the backend does not bound it.
     pub fetch: Duration,
+    /// The most audiences of an identity that tokens are got for when a pod gets it, before the pod asks: those that it was
+    /// asked for last. 0: none.
+    pub prefetch: usize,
     /// How many requests may be on their way to the task that gets tokens.
     pub queue: usize,
 }
@@ -50,6 +53,7 @@ impl Default for ManagerConfig {
             backoff_max: Duration::from_secs(30),
             wait: Duration::from_secs(15),
             fetch: Duration::from_secs(30),
+            prefetch: 4,
             queue: 1024,
         }
     }

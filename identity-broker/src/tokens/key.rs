@@ -66,6 +66,11 @@ impl Key {
         }))
     }
 
+    /// The same audience of the same identity, as its object is now.
+    pub(super) fn of(&self, identity: &Arc<Identity>) -> Self {
+        Self::new(Hashes { key: self.0.hash, group: self.0.group }, identity, &self.0.resource)
+    }
+
     pub(super) fn identity(&self) -> &Arc<Identity> {
         &self.0.identity
     }

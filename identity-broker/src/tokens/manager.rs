@@ -117,16 +117,25 @@ impl<B: Backend, C: Clock> Manager<B, C> {
         self.len() == 0
     }
 
-    /// What people should be told from now on. Whoever is more than 256 behind misses the oldest.
+    /// What people should be told from now on, the backend's notices among it. Whoever is more than 256 behind misses the
+    /// oldest.
     pub fn notices(&self) -> broadcast::Receiver<Notice> {
         self.handle.core.notices.subscribe()
     }
 
     /// The credential of `identity` has another version now, and works: tokens of the former one are replaced within
-    /// [`ManagerConfig::superseded`], unless upstream fails meanwhile.
+    /// [`ManagerConfig::superseded`], unless upstream fails meanwhile. What the backend says itself
+    /// ([`Backend::notices`]) need not be told.
     pub async fn credential_changed(&self, identity: &ObjectRef, version: u64) {
         let group = self.handle.core.shelf.group(identity);
         self.tell(Input::CredentialChanged { group, version }).await;
+    }
+
+    /// A pod of this node has got `identity`: tokens for the audiences that it was asked for lately are got before the pod
+    /// asks ([`ManagerConfig::prefetch`]), after everything that somebody waits for.
+    pub async fn identity_assigned(&self, identity: &Arc<Identity>) {
+        let group = self.handle.core.shelf.group(&identity.object);
+        self.tell(Input::Assigned { group, identity: Arc::clone(identity) }).await;
     }
 
     /// No pod of this node has `identity` any more: its tokens are forgotten.
@@ -267,6 +276,7 @@ async fn drive<B: Backend, C: Clock>(core: Arc<Core<B, C>>, mut queue: mpsc::Rec
         replies: HashMap::new(),
         timer: None,
     };
+    let mut notices = driver.core.backend.notices();
     loop {
         let timer = driver.timer.map(|at| at.min(Instant::now() + LOOK));
         tokio::select! {
@@ -277,6 +287,7 @@ async fn drive<B: Backend, C: Clock>(core: Arc<Core<B, C>>, mut queue: mpsc::Rec
             Some(fetched) = driver.fetches.join_next() => if let Ok(fetched) = fetched {
                 driver.fetched(fetched);
             },
+            notice = next(&mut notices) => driver.notice(notice),
             () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {
                 driver.handle(Input::Timer);
             }
@@ -316,6 +327,15 @@ impl<B: Backend, C: Clock> Driver<B, C> {
             self.handle(Input::CredentialChanged { group: key.group(), version });
         }
         self.handle(Input::Fetched { key, result });
+    }
+
+    /// The backend has something to tell.
+    fn notice(&mut self, notice: Notice) {
+        if let Notice::Rotated { identity, version, .. } = &notice {
+            let group = self.core.shelf.group(identity);
+            self.handle(Input::CredentialChanged { group, version: *version });
+        }
+        let _ = self.core.notices.send(notice);
     }
 
     fn handle(&mut self, input: Input) {
@@ -359,6 +379,20 @@ impl<B: Backend, C: Clock> Driver<B, C> {
                 // There may be no listener.
                 let _ = self.core.notices.send(notice);
             }
+        }
+    }
+}
+
+/// The backend's next notice, for ever if it has none to come.
+async fn next(notices: &mut Option<broadcast::Receiver<Notice>>) -> Notice {
+    loop {
+        match notices {
+            Some(receiver) => match receiver.recv().await {
+                Ok(notice) => return notice,
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => *notices = None,
+            },
+            None => return std::future::pending().await,
         }
     }
 }

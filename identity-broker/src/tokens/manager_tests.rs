@@ -17,6 +17,7 @@ struct Fake {
     fail: Mutex<Option<TokenError>>,
     lifetime: AtomicU64,
     refresh_in: Mutex<Option<i64>>,
+    notices: broadcast::Sender<Notice>,
 }
 
 type Tested = Manager<Arc<Fake>, Box<dyn Fn() -> Timestamp + Send + Sync>>;
@@ -57,6 +58,10 @@ impl Backend for Arc<Fake> {
         });
         Ok(token.with_refresh_in(*self.refresh_in.lock().unwrap()))
     }
+
+    fn notices(&self) -> Option<broadcast::Receiver<Notice>> {
+        Some(self.notices.subscribe())
+    }
 }
 
 fn bench(config: ManagerConfig) -> Bench {
@@ -69,6 +74,7 @@ fn bench(config: ManagerConfig) -> Bench {
         fail: Mutex::new(None),
         lifetime: AtomicU64::new(3600),
         refresh_in: Mutex::new(None),
+        notices: broadcast::Sender::new(8),
     });
     let clock: Box<dyn Fn() -> Timestamp + Send + Sync> = Box::new(move || wall(base));
     Bench { manager: Manager::new(Arc::clone(&fake), clock, config, Arc::default()), fake }
@@ -203,6 +209,16 @@ async fn tokens_of_a_former_credential_are_replaced_within_a_minute() {
         assert_eq!(bench.ready("a", resource).unwrap().unwrap().credential(), 8);
     }
     assert_eq!(bench.calls(), 4);
+    // The backend may say so itself; it is told on.
+    let mut told = bench.manager.notices();
+    bench.fake.version.store(10, Ordering::SeqCst);
+    let identity = identity("a").object.clone();
+    let rotated = Notice::Rotated { identity, version: 10, origin: "Secret ns/a".into(), expires: None };
+    bench.fake.notices.send(rotated).unwrap();
+    pass(60).await;
+    assert_eq!(bench.ready("a", "r").unwrap().unwrap().credential(), 10);
+    assert_eq!(told.try_recv().unwrap().reason(), "CredentialRotated");
+    bench.let_through(10);
     // It is also noticed when another token comes with it.
     bench.fake.version.store(9, Ordering::SeqCst);
     bench.get("a", "third").await.unwrap();
@@ -441,4 +457,53 @@ async fn the_task_ends_with_the_last_clone() {
     while core.strong_count() > 0 {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_identity_was_asked_for_is_there_before_the_next_pod_asks() {
+    let bench = bench(ManagerConfig { prefetch: 2, per_identity: 4, ..ManagerConfig::default() });
+    bench.let_through(100);
+    for resource in ["1", "2", "3", "2"] {
+        bench.get("a", resource).await.unwrap();
+    }
+    bench.fail(Some(TokenError::Unavailable { message: "down".into(), retry_after: Duration::from_secs(1) }));
+    bench.get("a", "never").await.unwrap_err();
+    bench.fail(None);
+    let a = identity("a");
+    bench.manager.identity_assigned(&a).await;
+    pass(1).await;
+    assert_eq!(bench.calls(), 4, "what is there is not got again");
+    bench.manager.identity_gone(&a.object).await;
+    pass(1).await;
+    assert!(bench.manager.is_empty());
+    // Its object has changed meanwhile.
+    let mut changed = Identity::clone(&a);
+    changed.tenant_id = Some("another".into());
+    let changed = Arc::new(changed);
+    bench.manager.identity_assigned(&changed).await;
+    bench.manager.identity_assigned(&identity("b")).await;
+    pass(1).await;
+    assert_eq!(bench.calls(), 6);
+    for resource in ["2", "3"] {
+        assert!(bench.manager.ready(&changed, resource).unwrap().is_ok(), "{resource}");
+    }
+    assert!(bench.manager.ready(&changed, "1").is_none());
+    // Who does not ask after all is not got tokens for.
+    pass(24 * 3600).await;
+    assert_eq!((bench.calls(), bench.manager.len()), (6, 0));
+    // It makes no room for itself.
+    for resource in ["4", "5", "6", "7"] {
+        bench.get("a", resource).await.unwrap();
+    }
+    bench.manager.identity_assigned(&changed).await;
+    pass(1).await;
+    assert_eq!(bench.calls(), 10);
+    // And is off when it is said to be.
+    let bench = self::bench(ManagerConfig { prefetch: 0, ..ManagerConfig::default() });
+    bench.let_through(100);
+    bench.get("a", "1").await.unwrap();
+    bench.manager.identity_gone(&a.object).await;
+    bench.manager.identity_assigned(&a).await;
+    pass(1).await;
+    assert_eq!(bench.calls(), 1);
 }

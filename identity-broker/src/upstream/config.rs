@@ -8,6 +8,7 @@ use super::AuthorityHosts;
 use crate::{
     credentials::RotationConfig,
     secrets::{IdentitySource, SecretSource},
+    vault::VaultSuffixes,
 };
 
 /// Where and how to ask.
@@ -17,6 +18,8 @@ pub struct UpstreamConfig {
     pub metadata_endpoint: Uri,
     /// Hosts that credentials may be sent to.
     pub authority_hosts: AuthorityHosts,
+    /// Key Vaults that credentials may be read from: hosts under these suffixes.
+    pub vault_suffixes: VaultSuffixes,
     /// For one request.
     pub request_timeout: Duration,
     /// For all attempts together, without the waiting for turns.
@@ -36,6 +39,7 @@ impl Default for UpstreamConfig {
         Self {
             metadata_endpoint: Uri::from_static("http://169.254.169.254"),
             authority_hosts: AuthorityHosts::default(),
+            vault_suffixes: VaultSuffixes::default(),
             request_timeout: Duration::from_secs(5),
             total_timeout: Duration::from_secs(10),
             turn_timeout: Duration::from_secs(15),

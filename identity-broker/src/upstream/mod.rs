@@ -92,6 +92,11 @@ impl<C: Clock> Azure<C> {
         });
         Self { inner, clock: PhantomData }
     }
+
+    /// What asks, and what it asks with.
+    pub(crate) fn parts(&self) -> (&Arc<Upstream>, &Credentials) {
+        (&self.inner.upstream, &self.inner.credentials)
+    }
 }
 
 impl<C> fmt::Debug for Azure<C> {

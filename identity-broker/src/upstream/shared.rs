@@ -19,6 +19,7 @@ use crate::{
     credentials::Credential,
     metrics::Metrics,
     tokens::{Freshness, Interest, Token, TokenError, Urgency},
+    vault,
 };
 
 /// One token that is asked for, in one attempt or several.
@@ -71,6 +72,11 @@ impl Upstream {
             entra: Tenants::new(Rates { at_once: 32, burst: 20, a_second: 80 }),
             config,
         }
+    }
+
+    /// What reads Key Vaults, over the same connections.
+    pub(crate) fn vaults(&self) -> vault::Reader {
+        vault::Reader::over(self.clients.clone(), self.config.vault_suffixes.clone())
     }
 
     /// Asks IMDS.

@@ -364,9 +364,10 @@ impl Rotation {
                     let then = now.when(until) + Duration::from_secs(1);
                     self.due = Some(self.due.map_or(then, |due| due.min(then)));
                 }
-                if self.current.is_none() {
+                let current = self.current();
+                if current.is_none() {
                     self.trouble = Some(error);
-                } else if self.wrong != Some(version) {
+                } else if self.wrong != Some(version) && current != Some(version) {
                     self.vain = 0;
                     let message = error.to_string().into();
                     out.push(Effect::Say(Saying::CandidateRefused { version, message }));
@@ -380,9 +381,14 @@ impl Rotation {
             Reading::Unclear(error) => {
                 self.trouble = Some(error);
                 self.fresh = now.mono + self.config.pause;
-                let wait = doubled(self.config.pause, self.failures - 1, self.config.reread_max.max(self.config.pause));
+                let asked = match self.trouble {
+                    Some(TokenError::Unavailable { retry_after, .. }) => retry_after,
+                    _ => Duration::ZERO,
+                };
+                let most = age.unwrap_or(self.config.reread_max).max(self.config.pause);
+                let wait = doubled(self.config.pause, self.failures - 1, most).max(asked);
                 if !matches!(self.freshness, Freshness::OnDemand(_)) {
-                    self.due = Some(now.mono + spread(wait, &mut self.chance));
+                    self.due = Some(now.mono + spread(wait, &mut self.chance).max(asked));
                 }
             }
         }

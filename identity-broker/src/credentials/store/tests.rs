@@ -82,6 +82,18 @@ impl Try for Entra {
     }
 }
 
+struct NoTokens;
+
+impl Bearers for NoTokens {
+    fn bearer<'a>(
+        &'a self,
+        _: &'a Arc<Identity>,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<(SecretString, i64), TokenError>> {
+        panic!("no vault is read here");
+    }
+}
+
 struct Bench {
     source: Arc<Source>,
     entra: Arc<Entra>,
@@ -98,7 +110,11 @@ fn bench(followed: bool) -> Bench {
     let clock: Arc<dyn Clock> = Arc::new(|| "2026-11-25T12:00:00Z".parse::<jiff::Timestamp>().unwrap());
     let mut registry = prometheus_client::registry::Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
-    let reader = Reader::new(Sources::from(Arc::clone(&source)), Arc::clone(&clock));
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let tls = tls.with_safe_default_protocol_versions().unwrap().with_root_certificates(rustls::RootCertStore::empty());
+    let vaults = crate::vault::Reader::new(tls.with_no_client_auth(), Duration::from_secs(1), Default::default());
+    let sources = Sources::from(Arc::clone(&source));
+    let reader = Reader::new(sources, vaults, Weak::<NoTokens>::new(), Arc::clone(&clock));
     let tries = Arc::clone(&entra) as Arc<dyn Try>;
     let credentials = Credentials::with(reader, tries, clock, metrics, RotationConfig::default(), MINUTE);
     let notices = credentials.notices();

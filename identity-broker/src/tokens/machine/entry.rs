@@ -166,6 +166,14 @@ impl Entry {
         }
     }
 
+    /// It may be asked for soon: what is not there is got, after everything that matters more.
+    pub(super) fn wanted_soon(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.used.touch(now.second());
+        if self.flight.is_none() && self.usable(now).is_none() && self.failed(now).is_none() {
+            self.launch(Freshness::Any, Urgency::Early, out);
+        }
+    }
+
     /// A waiter has left.
     pub(super) fn left(&mut self, now: Now, waiter: Waiter, out: &mut Vec<Effect>) {
         self.waiting.retain(|waiting| waiting.waiter != waiter);

@@ -13,6 +13,7 @@
 //! | none, or expired | by a request upstream | – |
 
 mod entry;
+mod history;
 mod room;
 pub(super) mod schedule;
 
@@ -22,10 +23,11 @@ use std::{
     time::Duration,
 };
 
+use identity_core::lookup::Identity;
 use jiff::Timestamp;
 
 pub(super) use self::entry::with_wait;
-use self::{entry::Entry, schedule::Chance};
+use self::{entry::Entry, history::History, schedule::Chance};
 use super::{
     Freshness, ManagerConfig, Notice, Token, TokenError, Urgency,
     key::{Key, Mark},
@@ -68,6 +70,8 @@ pub(super) enum Input {
     Timer,
     /// The credential of an identity (by its group) has another version now.
     CredentialChanged { group: u64, version: u64 },
+    /// A pod of this node has got an identity (of this group).
+    Assigned { group: u64, identity: Arc<Identity> },
     /// An identity is gone.
     IdentityGone { group: u64 },
     /// A pod is gone.
@@ -113,6 +117,7 @@ pub(super) struct Machine {
     wakes: BTreeSet<(Duration, u64)>,
     /// Versions of credentials, where known.
     versions: HashMap<u64, u64>,
+    history: History,
     next: u64,
     timer: Option<Duration>,
     /// How far the wall clock is ahead of the other one, in milliseconds.
@@ -130,6 +135,7 @@ impl Machine {
             waiters: HashMap::new(),
             wakes: BTreeSet::new(),
             versions: HashMap::new(),
+            history: History::default(),
             next: 0,
             timer: None,
             ahead: None,
@@ -149,6 +155,9 @@ impl Machine {
                 }
             }
             Input::Fetched { key, result } => {
+                if matches!(result, Some(Ok(_))) {
+                    self.history.note(&self.config, &key);
+                }
                 if let Some(id) = self.ids.get(&key).copied() {
                     let version = self.versions.get(&key.group()).copied();
                     self.change(id, now, out, |entry, config, chance, out| {
@@ -176,6 +185,7 @@ impl Machine {
                 }
                 self.forget_versions();
             }
+            Input::Assigned { group, identity } => self.assigned(now, group, &identity, out),
             Input::IdentityGone { group } => {
                 self.versions.remove(&group);
                 self.each(|entry| entry.key.group() == group, now, out, |entry, _, _, out| entry.void(out));

@@ -23,6 +23,11 @@ impl Machine {
         Some(id)
     }
 
+    /// Whether something would have to go for this key.
+    pub(super) fn is_full(&self, key: &Key) -> bool {
+        self.full(key, None).is_some()
+    }
+
     fn full(&self, key: &Key, pod: Option<u64>) -> Option<Scope> {
         let count = |scope: &Scope| self.entries.values().filter(|entry| scope.has(entry)).count();
         let config = &self.config;
