@@ -172,10 +172,17 @@ impl Seeder<'_> {
     /// What makes Entra accept the assertions that the product presents for an identity of type 3.
     fn federated(&mut self, identity: &Value, name: &str) -> Vec<FederatedCredential> {
         let audience = text(identity, "/spec/federated/audience").filter(|audience| !audience.is_empty());
+        // Each cloud has an audience of its own.
+        let endpoint = text(identity, "/spec/adEndpoint").unwrap_or_default().trim_end_matches('/');
+        let exchange = match endpoint {
+            endpoint if endpoint.ends_with(".us") => "api://AzureADTokenExchangeUSGov",
+            endpoint if endpoint.ends_with(".cn") => "api://AzureADTokenExchangeChina",
+            _ => TOKEN_EXCHANGE,
+        };
         let credential = |namespace: &str, account: &str| FederatedCredential {
             issuer: self.world.issuer.issuer.clone(),
             subject: format!("system:serviceaccount:{namespace}:{account}"),
-            audience: audience.unwrap_or(TOKEN_EXCHANGE).to_owned(),
+            audience: audience.unwrap_or(exchange).to_owned(),
             since: None,
         };
         if text(identity, "/spec/federated/subject").is_none_or(|subject| subject != "Pod") {

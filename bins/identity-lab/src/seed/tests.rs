@@ -130,6 +130,8 @@ fn federation_trusts_the_node_or_the_pods() {
     assert_eq!(node.len(), 1);
     assert_eq!(node[0].subject, "system:serviceaccount:entra-pod-identity:entra-pod-identity-node");
     assert_eq!((node[0].issuer.as_str(), node[0].audience.as_str()), ("https://issuer.example", TOKEN_EXCHANGE));
+    let government = federated(&identity(", adEndpoint: 'https://login.microsoftonline.us/'"));
+    assert_eq!(government[0].audience, "api://AzureADTokenExchangeUSGov");
     let pod = |name: usize, namespace: &str, account: &str| {
         format!("kind: Pod\nmetadata: {{name: p{name}, namespace: {namespace}}}\nspec: {{{account}}}\n---\n")
     };
