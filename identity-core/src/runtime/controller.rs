@@ -10,6 +10,7 @@
 //! writes nothing. When the lease is lost, what waits is dropped and what is under way is broken off; the index then
 //! forgets that it asked, and whatever the server did do comes back through the watch.
 
+mod checks;
 mod dispatch;
 
 use std::{sync::Arc, time::Duration};
@@ -19,12 +20,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use self::dispatch::Dispatch;
+pub use self::checks::{Check, Checked, Credentials};
+use self::{checks::Checks, dispatch::Dispatch};
 pub use super::follow::Error;
 use super::{
     clock::Clock,
     executor::Executor,
     follow::{BURST, event},
+    identities::{Feed, Identities},
     lease::{self, Fence, Leadership},
     observe::{Nobody, Observer},
     source::{Interest, Source, Update},
@@ -50,10 +53,14 @@ pub struct Config {
     pub request_timeout: Duration,
     /// How long writes that are under way may take to end when the controller stops.
     pub grace: Duration,
+    /// How credentials are tried; none: they are not.
+    pub credentials: Option<Credentials>,
+    /// Where the identities go that other objects name.
+    pub identities: Option<Identities>,
 }
 
 impl Config {
-    /// Everything else at its default: 24 writes at once, 10 s for each, 5 s to stop.
+    /// Everything else at its default: credentials are not tried, 24 writes at once, 10 s for each, 5 s to stop.
     pub fn new(lease: lease::Config, clock: Arc<dyn Clock>) -> Self {
         Self {
             options: Options::default(),
@@ -64,6 +71,8 @@ impl Config {
             in_flight: 24,
             request_timeout: Duration::from_secs(10),
             grace: Duration::from_secs(5),
+            credentials: None,
+            identities: None,
         }
     }
 }
@@ -111,6 +120,8 @@ pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken
     let mut controller = Controller {
         index: Index::new(config.options.clone()),
         dispatch: Dispatch::new(Arc::new(executor), &config),
+        checks: Checks::new(&config),
+        identities: config.identities.clone().map(|to| Feed::new(to, config.options.cluster_wide)),
         updates,
         leadership: watch,
         leading: false,
@@ -144,6 +155,8 @@ struct Controller {
     config: Config,
     index: Index,
     dispatch: Dispatch,
+    checks: Checks,
+    identities: Option<Feed>,
     updates: mpsc::Receiver<Update>,
     leadership: watch::Receiver<Leadership>,
     leading: bool,
@@ -166,6 +179,11 @@ impl Controller {
                     }
                 }
                 () = self.dispatch.settled(&mut self.index) => {}
+                found = self.checks.next() => {
+                    if let Some(event) = found {
+                        self.index.apply(event);
+                    }
+                }
                 taken = self.updates.recv_many(&mut batch, BURST) => {
                     if taken == 0 {
                         return Err(Error::WatchesEnded);
@@ -180,12 +198,21 @@ impl Controller {
                 batch.push(update);
             }
             for update in batch.drain(..) {
+                self.checks.take(&update);
+                if let Some(identities) = &mut self.identities {
+                    identities.take(&update);
+                }
                 if let Some(event) = event(update) {
                     self.index.apply(event);
                 }
             }
+            if let Some(identities) = &mut self.identities {
+                identities.publish();
+            }
             self.dispatch.settle(&mut self.index);
             self.follow_leadership();
+            self.checks.lead(self.leading && self.index.is_synced());
+            self.checks.start();
             self.plan();
         }
     }
@@ -198,7 +225,7 @@ impl Controller {
         let now = self.config.clock.now();
         let planned = [self.index.next_due(), self.status_due].into_iter().flatten().min();
         let planned = planned.map(|due| Duration::try_from(due.duration_since(now)).unwrap_or_default());
-        [planned, self.dispatch.due()].into_iter().flatten().min()
+        [planned, self.dispatch.due(), self.checks.due()].into_iter().flatten().min()
     }
 
     fn follow_leadership(&mut self) {

@@ -2,6 +2,10 @@
 
 use std::{fmt::Debug, time::Duration};
 
+use jiff::Timestamp;
+
+use crate::object::ObjectKey;
+
 /// How a write ended, for counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WriteOutcome {
@@ -47,6 +51,16 @@ pub trait Observer: Debug + Send + Sync + 'static {
     /// A watch of `kind` failed and will be tried again.
     fn watch_failed(&self, kind: &'static str) {
         let _ = kind;
+    }
+
+    /// What was found of the credential of an identity: whether it is good (`None`: it cannot be told), and when it ends.
+    fn credential(&self, identity: &ObjectKey, ready: Option<bool>, expires: Option<Timestamp>) {
+        let _ = (identity, ready, expires);
+    }
+
+    /// Nothing is known any more of the credential of an identity: it is gone, or another process tries it.
+    fn credential_gone(&self, identity: &ObjectKey) {
+        let _ = identity;
     }
 
     /// How many problems the manifests have now.

@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use kube::{Client, api::PostParams};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{
     Clock,
@@ -174,19 +174,16 @@ impl TokenRequests {
             reason,
             retry_after,
         };
-        let wanted = TokenRequest {
-            spec: Some(TokenRequestSpec {
-                audiences: vec![audience.to_owned()],
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Pod".to_owned()),
-                    name: Some(pod.name.to_string()),
-                    uid: Some(pod.uid.to_string()),
-                }),
-                expiration_seconds: Some(LIFETIME.into()),
-            }),
-            ..TokenRequest::default()
-        };
+        // By hand: the type differs between versions of the API, these fields do not.
+        let wanted = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "audiences": [audience],
+                "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": &*pod.name, "uid": &*pod.uid},
+                "expirationSeconds": LIFETIME,
+            },
+        });
         let body = serde_json::to_vec(&wanted).map_err(|error| unavailable(error.to_string(), None))?;
         let url = format!("/api/v1/namespaces/{}/serviceaccounts", pod.namespace);
         let request = kube::core::Request::new(url)

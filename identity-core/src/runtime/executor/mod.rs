@@ -1,6 +1,7 @@
 //! Carries out actions: as requests to an API server, or as files of a state directory. Every write passes the lease's
 //! [`Fence`] right before it is sent, and is given up when the lease runs out.
 
+mod announce;
 mod events;
 mod files;
 mod kubernetes;
@@ -9,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use identity_crd::AzureAssignedIdentity;
 
+pub use self::announce::Announcer;
 use self::{
     files::Files,
     kubernetes::{Kubernetes, Write},

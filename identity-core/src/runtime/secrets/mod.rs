@@ -28,9 +28,6 @@ use crate::object::ObjectKey;
 /// Bytes that are wiped when they are dropped, and that `Debug` does not show.
 pub type SecretBytes = SecretSlice<u8>;
 
-/// How long one read of a Secret may take.
-const LIMIT: Duration = Duration::from_secs(5);
-
 /// Why a Secret, or a key of it, is not to be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
