@@ -174,9 +174,9 @@ impl Seeder<'_> {
         let audience = text(identity, "/spec/federated/audience").filter(|audience| !audience.is_empty());
         // Each cloud has an audience of its own.
         let endpoint = text(identity, "/spec/adEndpoint").unwrap_or_default().trim_end_matches('/');
-        let exchange = match endpoint {
-            endpoint if endpoint.ends_with(".us") => "api://AzureADTokenExchangeUSGov",
-            endpoint if endpoint.ends_with(".cn") => "api://AzureADTokenExchangeChina",
+        let exchange = match endpoint.rsplit_once('.').map_or("", |(_, domain)| domain) {
+            "us" => "api://AzureADTokenExchangeUSGov",
+            "cn" => "api://AzureADTokenExchangeChina",
             _ => TOKEN_EXCHANGE,
         };
         let credential = |namespace: &str, account: &str| FederatedCredential {
