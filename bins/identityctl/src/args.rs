@@ -1,12 +1,14 @@
 //! The command line.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::builder::NonEmptyStringValueParser;
+use identity_broker::audit::journal::chain::Hash;
 use identity_netfilter::Backend;
 use identity_process::SourceArgs;
+use jiff::SignedDuration;
 
-/// Why a pod gets a token or not, and what the daemons install. Reads; changes nothing.
+/// Why a pod gets a token or not, what the daemons install, what they recorded. Reads; changes nothing.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "identityctl", version)]
 pub(crate) struct Args {
@@ -24,6 +26,112 @@ pub(crate) enum Command {
     Crds,
     /// Print the netfilter rules that identity-node installs on an empty node
     Rules(Rules),
+    /// Read an audit journal of identity-node
+    #[command(subcommand)]
+    Audit(Audit),
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum Audit {
+    /// Say whether a journal is whole: any record removed, altered or out of order, any gap
+    ///
+    /// Up to the last checkpoint of a given key (--public-key) or the last given head (--head) nothing can have been changed
+    /// unnoticed. Without either, records cut off the end and a journal that was written anew cannot be told. A pipe gets the
+    /// findings only: nothing when there are none.
+    ///
+    /// Exit codes: 0 whole, 3 not whole, 1 failed, 2 wrong flags.
+    Verify(Verify),
+    /// Print the records of a journal
+    Show(Show),
+    /// Print the last records of a journal, and those that come
+    Tail(Tail),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Verify {
+    /// Directory of the journal, or files of it (`-`: standard input). Of a directory it is also said when files are missing
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Ed25519 public key (PEM) that checkpoints are signed with; may be repeated. There must be a checkpoint of one of them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) public_key: Vec<PathBuf>,
+
+    /// Hash of a record that is known to have been written, such as the log of identity-node says them; may be repeated
+    #[arg(long, value_name = "HASH")]
+    pub(crate) head: Vec<Hash>,
+
+    /// The last checkpoint must not be older: one is written each minute, so that a tail that was cut off shows
+    #[arg(long, value_name = "DURATION", requires = "public_key")]
+    pub(crate) max_age: Option<SignedDuration>,
+
+    /// JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which records.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Filter {
+    /// Of this pod
+    #[arg(long, value_name = "NAMESPACE/POD", value_parser = pod)]
+    pub(crate) pod: Option<(String, String)>,
+
+    /// By this binding
+    #[arg(long, value_name = "NAMESPACE/BINDING")]
+    pub(crate) binding: Option<String>,
+
+    /// With this identity
+    #[arg(long, value_name = "NAMESPACE/IDENTITY")]
+    pub(crate) identity: Option<String>,
+
+    /// issued, denied, failed or withdrawn
+    #[arg(long, value_name = "VERDICT", value_parser = ["issued", "denied", "failed", "withdrawn"])]
+    pub(crate) verdict: Option<String>,
+
+    /// The token with this `uti` claim (`uniqueTokenIdentifier` in Entra's sign-in log)
+    #[arg(long, value_name = "UTI")]
+    pub(crate) uti: Option<String>,
+
+    /// What the journal says about itself as well
+    #[arg(long, conflicts_with_all = ["pod", "binding", "identity", "verdict", "uti"])]
+    pub(crate) all: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Show {
+    /// Directory of the journal, or files of it (`-`: standard input)
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+
+    /// The records as they are, one JSON object in each line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Tail {
+    /// Directory of the journal, or files of it
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// How many
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 10)]
+    pub(crate) lines: usize,
+
+    /// Go on with what comes; needs the directory
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+
+    /// The records as they are, one JSON object in each line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -104,6 +212,13 @@ mod tests {
             (&["rules", "--node-address", "10.0.0.1", "--backend", "iptables-nft"], true),
             (&["rules", "--node-address", "10.0.0.1", "--backend", "ebtables"], false),
             (&["crds"], true),
+            (&["audit", "verify", "dir"], true),
+            (&["audit", "verify"], false),
+            (&["audit", "verify", "dir", "--head", "abc"], false),
+            (&["audit", "verify", "dir", "--max-age", "5m"], false),
+            (&["audit", "verify", "dir", "--max-age", "5m", "--public-key", "k"], true),
+            (&["audit", "show", "dir", "--verdict", "maybe"], false),
+            (&["audit", "tail", "dir", "-n", "3", "-f", "--pod", "demo/app"], true),
         ] {
             let parsed = Args::try_parse_from(["identityctl"].iter().chain(words));
             assert_eq!(parsed.is_ok(), good, "{words:?}");

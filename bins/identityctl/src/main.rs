@@ -1,6 +1,7 @@
-//! `identityctl`: why a pod gets a token or not, and what the daemons install. Reads; changes nothing.
+//! `identityctl`: why a pod gets a token or not, what the daemons install, what they recorded. Reads; changes nothing.
 
 mod args;
+mod audit;
 mod explain;
 
 use std::{
@@ -40,6 +41,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             say(&documents.iter().map(|text| format!("---\n{}\n", text.trim_end())).collect::<Vec<_>>().concat())
         }
         Command::Rules(rules) => say(&rendered(rules)?),
+        Command::Audit(audit) => audit::run(&audit),
     }
 }
 
