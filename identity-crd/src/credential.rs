@@ -34,7 +34,7 @@ pub struct KeyVaultReference {
     #[schemars(length(max = 512))]
     #[serde(rename = "vaultURL", default, skip_serializing_if = "Option::is_none")]
     pub vault_url: Option<String>,
-    /// Name of the secret that is the client secret (type 1).
+    /// Name of the secret that is the client secret (type 1), or that holds a certificate as PKCS#12 or PEM (type 2).
     #[schemars(length(max = 127))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,

@@ -42,6 +42,7 @@ async fn what_a_real_api_server_says() {
     existing_objects_keep_working_until_edited(&admin).await;
     the_table(&admin).await;
     the_samples(&admin).await;
+    the_examples(&admin).await;
     one_write_makes_an_assignment(&admin).await;
 
     for file in files("deploy") {
@@ -120,6 +121,15 @@ async fn the_samples(admin: &Client) {
         "spec": {"metadata": {"creationTimestamp": null}, "azureIdentity": "demo", "selector": "demo"}});
     let stored = create(admin, "azureidentitybindings", "", &dead).await.expect("the predecessor's own output");
     assert!(stored["spec"]["metadata"].get("creationTimestamp").is_none(), "pruned: {stored}");
+}
+
+async fn the_examples(admin: &Client) {
+    for (file, mut manifest) in common::examples() {
+        manifest["metadata"]["namespace"] = json!("default");
+        let kind = plural(manifest["kind"].as_str().unwrap());
+        let stored = create(admin, kind, "dryRun=All&fieldValidation=Strict", &manifest).await;
+        assert_eq!(stored.unwrap_or_else(|e| panic!("{file}: {e:?}"))["spec"], manifest["spec"], "{file}");
+    }
 }
 
 async fn one_write_makes_an_assignment(admin: &Client) {
@@ -203,10 +213,8 @@ async fn the_controller_may_do_its_work_and_no_more(controller: &Client) {
     patch(controller, &format!("{leases}/entra-pod-identity-controller"), &json!({"spec": {"holderIdentity": "b"}}))
         .await
         .expect("renews its lease");
-    let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e", "namespace": "default"},
-        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "c", "reportingInstance": "i", "action": "a",
-        "reason": "r", "type": "Normal", "note": "n", "regarding": {"kind": "Pod", "namespace": "default", "name": "p"}});
-    post(controller, "/apis/events.k8s.io/v1/namespaces/default/events", "", &event).await.expect("writes Events");
+    let event = event("of-the-controller");
+    post(controller, EVENTS, "", &event).await.expect("writes Events");
 
     let specs = patch(controller, &identity, &json!({"spec": {"clientID": "x"}})).await;
     secrets_are_followed_by_name(controller).await;
@@ -229,6 +237,7 @@ async fn the_node_may_read_and_no_more(node: &Client) {
         get(node, path).await.unwrap_or_else(|e| panic!("{path}: {e:?}"));
     }
     secrets_are_followed_by_name(node).await;
+    post(node, EVENTS, "", &event("of-the-node")).await.expect("writes Events");
     let forged = create(node, "azureassignedidentities", "", &assigned("node")).await;
     let identity = patch(node, &format!("{GROUP}/azureidentities/old"), &json!({"spec": {"clientID": "x"}})).await;
     let token = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
@@ -261,6 +270,14 @@ async fn secrets_are_followed_by_name(client: &Client) {
 }
 
 // Objects
+
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+
+fn event(name: &str) -> Value {
+    json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": name, "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "c", "reportingInstance": "i", "action": "a",
+        "reason": "r", "type": "Normal", "note": "n", "regarding": {"kind": "Pod", "namespace": "default", "name": "p"}})
+}
 
 fn without_rules(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {

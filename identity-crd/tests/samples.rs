@@ -5,8 +5,8 @@
 mod common;
 
 use identity_crd::{
-    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException, IdentityType, crds,
-    unknown_fields,
+    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, AzurePodIdentityException,
+    IdentityType, crds, unknown_fields,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -53,6 +53,26 @@ fn every_sample_reads_and_comes_back_unchanged() {
         IdentityType::ServicePrincipalCertificate,
     ] {
         assert!(types.contains(&type_), "no sample of type {type_}");
+    }
+}
+
+#[test]
+fn every_example_means_something() {
+    let mut directories = std::collections::BTreeSet::new();
+    for (file, manifest) in common::examples() {
+        let kind = manifest["kind"].as_str().unwrap();
+        assert_eq!(unknown_fields(kind, &manifest), [], "{file}");
+        let violations = match kind {
+            "AzureIdentity" => round_trip::<AzureIdentity>(&file, &manifest).validate(),
+            "AzureIdentityBinding" => round_trip::<AzureIdentityBinding>(&file, &manifest).spec.validate(),
+            "AzureIdentityGrant" => round_trip::<AzureIdentityGrant>(&file, &manifest).spec.validate(),
+            other => panic!("{file}: unexpected kind {other}"),
+        };
+        assert_eq!(violations, [], "{file}");
+        directories.insert(file.split('/').next().unwrap().to_owned());
+    }
+    for expected in ["demo", "federated", "federated-pod", "grant", "key-vault", "time-box"] {
+        assert!(directories.contains(expected), "no object in examples/{expected}: {directories:?}");
     }
 }
 

@@ -155,7 +155,8 @@ fn vault(object: &AzureIdentity, kind: IdentityType) -> Option<VaultRef> {
         object: if kind == IdentityType::ServicePrincipal {
             VaultObject::Secret(given(vault.secret_name.as_ref())?)
         } else {
-            VaultObject::Certificate(given(vault.certificate_name.as_ref())?)
+            let certificate = given(vault.certificate_name.as_ref()).map(VaultObject::Certificate);
+            certificate.or_else(|| given(vault.secret_name.as_ref()).map(VaultObject::Secret))?
         },
         version: given(vault.version.as_ref()),
         identity: given(vault.identity_ref.as_ref())?,

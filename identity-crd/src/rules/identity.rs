@@ -183,14 +183,15 @@ pub(crate) const VAULT_SECRET: Check = Check {
 
 pub(crate) const VAULT_CERTIFICATE: Check = Check {
     field: "keyVault.certificateName",
-    message: "a certificate (type 2) is a certificate of the vault: give its name (letters, digits and `-`) as \
-              certificateName, and no secretName",
+    message: "a certificate (type 2) is a certificate of the vault, or a secret that holds one as PKCS#12 or PEM: give the \
+              name (letters, digits and `-`) of one of them, as certificateName or as secretName",
     required: false,
     cel: || {
+        let given = |field: &str| format!("(has(self.keyVault.{field}) && self.keyVault.{field} != '')");
+        let (certificate, secret) = (given("certificateName"), given("secretName"));
         vault(&format!(
-            "self.type != 2 || (has(self.keyVault.certificateName) && \
-             self.keyVault.certificateName.matches(r'{}') && (!has(self.keyVault.secretName) || \
-             self.keyVault.secretName == ''))",
+            "self.type != 2 || ({certificate} ? (!{secret} && self.keyVault.certificateName.matches(r'{0}')) : \
+             ({secret} && self.keyVault.secretName.matches(r'{0}')))",
             pattern::VAULT_NAME
         ))
     },

@@ -164,7 +164,7 @@ fn validate_vault(vault: &KeyVaultReference, certificate: bool, out: &mut Vec<Vi
     let only = |this: Option<&str>, other: Option<&str>| this.is_some_and(form::is_vault_name) && other.is_none();
     rules::VAULT_URL.unless(url.is_some_and(form::is_vault_url), out);
     rules::VAULT_SECRET.unless(certificate || only(secret, cert), out);
-    rules::VAULT_CERTIFICATE.unless(!certificate || only(cert, secret), out);
+    rules::VAULT_CERTIFICATE.unless(!certificate || only(cert, secret) || only(secret, cert), out);
     rules::VAULT_VERSION.unless(fits(version, form::is_vault_version), out);
     rules::VAULT_IDENTITY.unless(reader.is_some_and(form::is_object_name), out);
 }

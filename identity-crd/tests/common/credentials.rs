@@ -122,8 +122,23 @@ pub(super) fn cases() -> Vec<Case> {
             Refused(&["spec.keyVault.secretName"]),
         ),
         identity(
-            "a secret as a certificate",
+            "a certificate that is a secret",
             certificate(json!({"secretName": "app", "certificateName": null})),
+            Accepted,
+        ),
+        identity(
+            "a certificate that is both",
+            certificate(json!({"secretName": "app"})),
+            Refused(&["spec.keyVault.certificateName"]),
+        ),
+        identity(
+            "a certificate that is neither",
+            certificate(json!({"certificateName": null})),
+            Refused(&["spec.keyVault.certificateName"]),
+        ),
+        identity(
+            "a secret for a certificate that leads elsewhere",
+            certificate(json!({"secretName": "a/b", "certificateName": null})),
             Refused(&["spec.keyVault.certificateName"]),
         ),
         identity(

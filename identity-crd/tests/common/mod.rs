@@ -375,9 +375,33 @@ fn predecessors() -> Vec<Case> {
 
 /// The predecessor's manifests: file name and its documents.
 pub(crate) fn samples() -> Vec<(String, Vec<Value>)> {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/predecessor");
-    let mut files: Vec<_> = fs::read_dir(directory)
-        .expect("examples/predecessor is there")
+    files("predecessor")
+}
+
+/// The objects of this group in all other examples, each with its file.
+pub(crate) fn examples() -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for directory in fs::read_dir(root()).expect("examples/ is there") {
+        let directory = directory.expect("readable").file_name().into_string().expect("a name");
+        for (file, documents) in files(&directory) {
+            let ours = documents
+                .into_iter()
+                .filter(|d| d["apiVersion"].as_str().is_some_and(|v| v.split('/').next() == Some(identity_crd::GROUP)));
+            found.extend(ours.map(|document| (format!("{directory}/{file}"), document)));
+        }
+    }
+    found.retain(|(file, _)| !file.starts_with("predecessor/"));
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples")
+}
+
+fn files(directory: &str) -> Vec<(String, Vec<Value>)> {
+    let mut files: Vec<_> = fs::read_dir(root().join(directory))
+        .expect("a directory of examples")
         .map(|entry| entry.expect("readable").path())
         .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
         .collect();

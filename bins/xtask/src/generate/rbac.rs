@@ -125,13 +125,14 @@ pub(super) fn node() -> anyhow::Result<String> {
                 &[],
                 &READ,
             ),
+            rule("events.k8s.io", &["events"], &[], &["create", "patch"]),
         ],
     )?;
     Ok(yaml::render(
         &[
-            "The node daemon only reads: the pods of its node (it asks with a field selector; RBAC cannot say that), its",
+            "The node daemon reads the pods of its node (it asks with a field selector; RBAC cannot say that), its",
             "assignments, bindings to know what is still to be expected, and identities because one may read another's Key",
-            "Vault. It writes nothing.",
+            "Vault. It writes nothing but Events about identities.",
             "",
             "Credentials are not here on purpose: grant them where they are, namespace by namespace, as in",
             "examples/secret-access/role.yaml.",
