@@ -2,10 +2,12 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
 };
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+
+use super::credentials::Credential;
 
 /// Names of the public services that a lab's server certificate covers.
 pub const HOSTS: &[&str] = &[
@@ -120,6 +122,22 @@ impl Authority {
         }
         let certificate_pem = certificate.to_owned();
         Ok(Self { certificate: der.clone(), certificate_pem, issuer: Issuer::new(params, key) })
+    }
+
+    /// Issues an RSA certificate (2048 bits) for an application, with the common name `subject`.
+    pub fn issue_application(&self, subject: &str) -> Result<Credential, Error> {
+        let failed = |source| Error::Make { subject: subject.to_owned(), source };
+        let mut application = params(subject);
+        application.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        application.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).map_err(failed)?;
+        let certificate = application.signed_by(&key, &self.issuer).map_err(failed)?;
+        Ok(Credential {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            certificate_der: certificate.der().to_vec(),
+            key_der: key.serialize_der(),
+        })
     }
 
     /// Issues a server certificate for DNS names (`*.` for a whole level) and IP addresses.

@@ -266,6 +266,9 @@ pub struct Application {
     /// Certificates registered for client assertions. RSA only, as with Entra.
     #[serde(default)]
     pub certificates: Vec<ClientCertificate>,
+    /// Subject names whose certificates are accepted without being registered, when the assertion carries their chain (`x5c`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_subjects: Vec<TrustedSubject>,
     /// Federated credentials, 20 at most.
     #[serde(default)]
     pub federated_credentials: Vec<FederatedCredential>,
@@ -279,9 +282,21 @@ impl Application {
             object_id: None,
             secrets: Vec::new(),
             certificates: Vec::new(),
+            trusted_subjects: Vec::new(),
             federated_credentials: Vec::new(),
         }
     }
+}
+
+/// Subject name and issuer authentication: any certificate of this authority for this name, so that a renewed one needs no
+/// registration.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustedSubject {
+    /// The authority's certificate.
+    pub authority: Pem,
+    /// Common name or DNS name of the certificate.
+    pub subject: String,
 }
 
 /// A client secret.

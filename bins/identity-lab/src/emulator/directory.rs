@@ -68,6 +68,7 @@ impl KnownTenant {
 pub(super) struct KnownApplication {
     pub(super) principal: Principal,
     pub(super) certificates: Vec<KnownCertificate>,
+    pub(super) trusted: Vec<KnownSubject>,
     pub(super) federated: Vec<FederatedCredential>,
     secrets: Vec<ClientSecret>,
 }
@@ -93,6 +94,13 @@ impl KnownApplication {
         }
         check
     }
+}
+
+/// A name whose certificates an authority vouches for.
+#[derive(Debug)]
+pub(super) struct KnownSubject {
+    pub(super) authority: CertificateDer<'static>,
+    pub(super) subject: String,
 }
 
 /// A certificate registered on an application.
@@ -255,6 +263,15 @@ fn parse(
     for (index, secret) in application.secrets.iter().enumerate() {
         given(&format!("{field}.secrets[{index}].value"), secret.value.expose())?;
     }
+    let trusted = application.trusted_subjects.iter().enumerate().map(|(index, trusted)| {
+        let field = format!("{field}.trustedSubjects[{index}]");
+        let failed = |message: String| Error { field: format!("{field}.authority"), message };
+        let text = trusted.authority.load().map_err(|error| failed(error.to_string()))?;
+        let authority = CertificateDer::from_pem_slice(text.as_bytes())
+            .map_err(|error| failed(format!("not a certificate in PEM: {error}")))?;
+        Ok(KnownSubject { authority, subject: given(&format!("{field}.subject"), &trusted.subject)? })
+    });
+    let trusted = trusted.collect::<Result<_, _>>()?;
     if application.federated_credentials.len() > MOST_FEDERATED {
         let message = format!("an application has at most {MOST_FEDERATED} federated credentials");
         return Err(Error { field: format!("{field}.federatedCredentials"), message });
@@ -275,6 +292,7 @@ fn parse(
     Ok(KnownApplication {
         principal: principal.joined(directory),
         certificates,
+        trusted,
         federated: application.federated_credentials.clone(),
         secrets: application.secrets.clone(),
     })
@@ -287,15 +305,19 @@ pub(super) fn thumbprint(pem: &Pem) -> Result<Vec<u8>, Error> {
     certificate(text.as_bytes()).map(|known| known.sha256).map_err(failed)
 }
 
-pub(super) fn certificate(pem: &[u8]) -> Result<KnownCertificate, String> {
+fn certificate(pem: &[u8]) -> Result<KnownCertificate, String> {
     let der = CertificateDer::from_pem_slice(pem).map_err(|error| format!("not a certificate in PEM: {error}"))?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|error| format!("not X.509: {error}"))?;
+    certificate_der(&der)
+}
+
+pub(super) fn certificate_der(der: &[u8]) -> Result<KnownCertificate, String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(der).map_err(|error| format!("not X.509: {error}"))?;
     if !matches!(parsed.public_key().parsed(), Ok(x509_parser::public_key::PublicKey::RSA(_))) {
         return Err("not an RSA certificate; Entra takes no other for client assertions".to_owned());
     }
     Ok(KnownCertificate {
-        sha1: digest(&SHA1_FOR_LEGACY_USE_ONLY, &der).as_ref().to_vec(),
-        sha256: digest(&SHA256, &der).as_ref().to_vec(),
+        sha1: digest(&SHA1_FOR_LEGACY_USE_ONLY, der).as_ref().to_vec(),
+        sha256: digest(&SHA256, der).as_ref().to_vec(),
         public_key: parsed.public_key().subject_public_key.data.to_vec(),
         not_before: parsed.validity().not_before.timestamp(),
         not_after: parsed.validity().not_after.timestamp(),

@@ -57,7 +57,7 @@ pub use self::{
     config::{
         Application, ClientCertificate, ClientSecret, Config, Directory, EntraConfig, FederatedCredential, Group,
         ImdsConfig, Issuer, IssuerServer, KeyVaultConfig, Limits, ManagedIdentity, Pem, Secret, SystemAssigned,
-        TOKEN_EXCHANGE, Tenant, VirtualMachine,
+        TOKEN_EXCHANGE, Tenant, TrustedSubject, VirtualMachine,
     },
     directory::Error as DirectoryError,
     fault::{Fault, ServiceName, UnknownFault},

@@ -1,19 +1,21 @@
 //! Verifies client assertions signed with a registered certificate (RFC 7523;
 //! <https://learn.microsoft.com/entra/identity-platform/certificate-credentials>).
 
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey},
-};
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
 use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
 use jiff::Timestamp;
+use rustls::{RootCertStore, server::WebPkiClientVerifier};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde_json::{Map, Value};
+use x509_parser::extensions::GeneralName;
 
 use super::error::Refusal;
-use crate::emulator::directory::KnownCertificate;
+use crate::emulator::directory::{KnownApplication, KnownCertificate, KnownSubject, certificate_der};
 
 /// Difference of clocks that is forgiven, in seconds.
 const SKEW: i64 = 300;
@@ -46,7 +48,7 @@ pub(super) struct Verified {
 pub(super) fn verify(
     assertion: &str,
     expected: &Expected<'_>,
-    certificates: &[KnownCertificate],
+    application: &KnownApplication,
 ) -> Result<Verified, Refusal> {
     let malformed = |why: &str| Refusal::invalid_request(50_027, format!("JWT token is invalid or malformed. {why}"));
     let mut parts = assertion.split('.');
@@ -64,7 +66,7 @@ pub(super) fn verify(
     let signature = BASE64URL.decode(signature).map_err(|_| malformed("Its signature is not base64url."))?;
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
 
-    let certificate = certificate(&header, expected, certificates)?;
+    let certificate = certificate(&header, expected, application)?;
     let algorithm = match header.get("alg").and_then(Value::as_str) {
         Some("RS256") => &RSA_PKCS1_2048_8192_SHA256,
         Some("PS256") => &RSA_PSS_2048_8192_SHA256,
@@ -113,37 +115,43 @@ pub(super) fn verify(
     Ok(Verified { jti, stale_from })
 }
 
-/// The registered certificate that the header names, by one thumbprint or both. A chain beside it (`x5c`) must begin with it.
+/// The registered certificate that the header names, by one thumbprint or both, or that of a trusted subject which begins the
+/// chain beside them (`x5c`). If there is such a chain it begins with the certificate in either case.
 fn certificate<'a>(
     header: &Map<String, Value>,
     expected: &Expected<'_>,
-    certificates: &'a [KnownCertificate],
-) -> Result<&'a KnownCertificate, Refusal> {
+    application: &'a KnownApplication,
+) -> Result<Cow<'a, KnownCertificate>, Refusal> {
     let client_id = expected.client_id;
     let named = |name: &str| header.get(name).and_then(Value::as_str).map(|value| BASE64URL.decode(value).ok());
     let (sha256, sha1) = (named("x5t#S256"), named("x5t"));
-    if sha256.is_none() && sha1.is_none() && header.contains_key("x5c") {
-        return Err(Refusal::NotEmulated("subject name and issuer authentication (x5c without x5t)".to_owned()));
-    }
-    let leaf = header.get("x5c").map(leaf).transpose()?;
+    let chain = header.get("x5c").map(chain).transpose()?.unwrap_or_default();
     let matches = |given: &Option<Option<Vec<u8>>>, known: &[u8]| match given {
         None => true,
         Some(given) => given.as_deref() == Some(known),
     };
     let found = (sha256.is_some() || sha1.is_some())
         .then(|| {
-            let mut visible = certificates.iter().filter(|known| known.since.is_none_or(|since| since <= expected.now));
+            let mut visible =
+                application.certificates.iter().filter(|known| known.since.is_none_or(|since| since <= expected.now));
             visible.find(|known| matches(&sha256, &known.sha256) && matches(&sha1, &known.sha1))
         })
         .flatten();
-    if let (Some(found), Some(leaf)) = (found, &leaf)
-        && found.sha256 != *leaf
-    {
+    let leaf = chain.first().map(|leaf| certificate_der(leaf)).transpose();
+    let leaf =
+        leaf.map_err(|why| Refusal::invalid_request(50_027, format!("JWT token is invalid or malformed. {why}")))?;
+    let begins_with = |known: &KnownCertificate| leaf.as_ref().is_none_or(|leaf| leaf.sha256 == known.sha256);
+    let names_leaf = |leaf: &&KnownCertificate| matches(&sha256, &leaf.sha256) && matches(&sha1, &leaf.sha1);
+    if found.is_some_and(|found| !begins_with(found)) || leaf.as_ref().is_some_and(|leaf| !names_leaf(&leaf)) {
         let message =
             "JWT token is invalid or malformed. Its x5c does not begin with the certificate that its x5t names.";
         return Err(Refusal::invalid_request(50_027, message));
     }
-    found.ok_or_else(|| {
+    if let Some(found) = found {
+        return Ok(Cow::Borrowed(found));
+    }
+    let trusted = leaf.filter(|_| application.trusted.iter().any(|subject| vouched(subject, &chain, expected.now)));
+    trusted.map(Cow::Owned).ok_or_else(|| {
         let thumbprint = sha1.or(sha256).flatten().map(|bytes| hex(&bytes)).unwrap_or_default();
         Refusal::invalid_client(
             700_027,
@@ -156,19 +164,40 @@ fn certificate<'a>(
     })
 }
 
-/// SHA-256 of the first certificate of an `x5c` (RFC 7515 §4.1.6: base64 of DER, not base64url and not PEM). All must be X.509.
-fn leaf(chain: &Value) -> Result<Vec<u8>, Refusal> {
+/// The certificates of an `x5c` (RFC 7515 §4.1.6: base64 of DER, not base64url and not PEM). All must be X.509.
+fn chain(chain: &Value) -> Result<Vec<CertificateDer<'static>>, Refusal> {
     let malformed = |why: &str| Refusal::invalid_request(50_027, format!("JWT token is invalid or malformed. {why}"));
     let entries = chain.as_array().filter(|entries| !entries.is_empty());
     let entries = entries.ok_or_else(|| malformed("Its x5c is no list of certificates."))?;
-    let mut first = None;
-    for entry in entries {
+    let certificate = |entry: &Value| {
         let der = entry.as_str().and_then(|entry| STANDARD.decode(entry).ok());
         let der = der.filter(|der| x509_parser::parse_x509_certificate(der).is_ok());
-        let der = der.ok_or_else(|| malformed("Its x5c has an entry that is not a certificate, DER in base64."))?;
-        first.get_or_insert_with(|| digest(&SHA256, &der).as_ref().to_vec());
+        der.map(CertificateDer::from)
+            .ok_or_else(|| malformed("Its x5c has an entry that is not a certificate, DER in base64."))
+    };
+    entries.iter().map(certificate).collect()
+}
+
+/// Whether a chain leads from a certificate of this subject to its authority.
+fn vouched(trusted: &KnownSubject, chain: &[CertificateDer<'static>], now: i64) -> bool {
+    let Some((leaf, rest)) = chain.split_first() else { return false };
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return false };
+    let names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    let alternative = parsed.subject_alternative_name().ok().flatten();
+    let alternative = alternative.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(*name),
+        _ => None,
+    });
+    if !names.chain(alternative).any(|name| name.eq_ignore_ascii_case(&trusted.subject)) {
+        return false;
     }
-    Ok(first.unwrap_or_default())
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates([trusted.authority.clone()]);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now).unwrap_or_default()));
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .is_ok_and(|verifier| verifier.verify_client_cert(leaf, rest, now).is_ok())
 }
 
 /// Checks `exp`, `nbf` and `iat`; returns when the assertion becomes stale.

@@ -160,7 +160,7 @@ impl Entra {
                 let paths = call.path.split_once(tenant_name).map(|(_, rest)| rest).unwrap_or_default();
                 let audiences = [tenant_name, tenant_id].map(|tenant| format!("https://{}/{tenant}{paths}", call.host));
                 let expected = Expected { client_id, audiences: &audiences, now: call.received.as_second() };
-                let verified = assertion::verify(assertion, &expected, &application.certificates)?;
+                let verified = assertion::verify(assertion, &expected, application)?;
                 if !self.config.accept_replayed_assertions {
                     self.remember(client_id, verified, call.received.as_second())?;
                 }

@@ -266,3 +266,41 @@ async fn neither_secrets_nor_assertions_get_into_the_request_log() {
     let shown = format!("{config:?} {:?} {:?}", lab.handle, *CREDENTIAL);
     assert!(!shown.contains(SECRET) && !shown.contains("PRIVATE KEY"), "{shown}");
 }
+
+#[tokio::test]
+async fn a_trusted_subject_needs_no_registration_but_its_chain() {
+    let (authority, other) = (Authority::generate().unwrap(), Authority::generate().unwrap());
+    let trusted = json!([{"authority": authority.certificate_pem(), "subject": "app.contoso.example"}]);
+    let lab = Lab::start(|config| {
+        config["directory"]["tenants"][0]["applications"][0]["trustedSubjects"] = trusted;
+    })
+    .await;
+    let present_with_chain = async |credential: &Credential, chain: Option<&Authority>| {
+        let mut draft = Draft::new(credential, start());
+        if let Some(authority) = chain {
+            let chain =
+                [credential.certificate_der.as_slice(), authority.certificate_der()].map(|der| STANDARD.encode(der));
+            draft.header["x5c"] = json!(chain);
+        }
+        present(&lab, &draft.sign(credential)).await
+    };
+    let first = authority.issue_application("app.contoso.example").unwrap();
+    assert_eq!(present_with_chain(&first, Some(&authority)).await.status, StatusCode::OK);
+    let renewed = authority.issue_application("App.contoso.example").unwrap();
+    assert_eq!(present_with_chain(&renewed, Some(&authority)).await.status, StatusCode::OK);
+    let refused = [
+        ("no chain", present_with_chain(&first, None).await),
+        ("another name", present_with_chain(&authority.issue_application("other").unwrap(), Some(&authority)).await),
+        (
+            "another authority",
+            present_with_chain(&other.issue_application("app.contoso.example").unwrap(), Some(&other)).await,
+        ),
+        (
+            "signed by itself",
+            present_with_chain(&self_signed_rsa("app.contoso.example").unwrap(), Some(&authority)).await,
+        ),
+    ];
+    for (what, answer) in refused {
+        assert_eq!(answer.json()["error_codes"], json!([700_027]), "{what}: {}", answer.text());
+    }
+}
