@@ -77,4 +77,6 @@ pub use metrics::{Metrics, Reason, Turned};
 pub use secrets::{IdentitySource, SecretData, SecretSource, SecretSourceError};
 pub use server::{Kernel, OriginalDestination, ServerConfig, serve};
 pub use tokens::{Backend, Freshness, Manager, ManagerConfig, Notice, Shape, Token, TokenError, Tokens};
-pub use upstream::{AuthorityError, AuthorityHosts, Azure, DEFAULT_AUTHORITY, DEFAULT_HOSTS, Sources, UpstreamConfig};
+pub use upstream::{
+    AuthorityError, AuthorityHosts, Azure, DEFAULT_AUTHORITY, DEFAULT_HOSTS, ImdsBudget, Sources, UpstreamConfig,
+};

@@ -68,7 +68,8 @@ impl<C: Clock> Checker<C> {
     /// Reads the credential of `identity`, looks into it, and tries it at Entra where that can be done from here. Bounded in
     /// time: reading by 30 s, trying by [`UpstreamConfig::total_timeout`] and [`UpstreamConfig::turn_timeout`].
     pub async fn check(&self, identity: &Arc<Identity>) -> Checked {
-        let unknown = |reason, message: &str| Checked { ready: None, reason, message: message.to_owned(), expires: None };
+        let unknown =
+            |reason, message: &str| Checked { ready: None, reason, message: message.to_owned(), expires: None };
         if identity.kind == IdentityType::UserAssignedManagedIdentity {
             return unknown("NoCredential", "a managed identity has no credential; each node asks its own IMDS");
         }
@@ -78,7 +79,10 @@ impl<C: Clock> Checker<C> {
         }
         match &identity.credential {
             CredentialSource::Federated(_) => {
-                return unknown("TriedByNodes", "what proves a federated identity is a node's token; each node tries its own");
+                return unknown(
+                    "TriedByNodes",
+                    "what proves a federated identity is a node's token; each node tries its own",
+                );
             }
             CredentialSource::KeyVault(vault) => match credentials.reader().vaults().reader_of(identity, vault) {
                 Ok(reader) if !from_here(&reader) => {
@@ -127,12 +131,16 @@ impl<C: Clock> Checker<C> {
                 of(ready, reason(&error), explain(&error))
             }
             // What worked a while ago will again.
-            Tried::Unclear(why) if proven => {
-                of(Some(true), "Accepted", format!("Entra took the credential from {origin}; now it was not told: {why}"))
-            }
-            Tried::Unclear(why) => {
-                of(None, "EntraUnavailable", format!("the credential from {origin} was read, and could not be tried: {why}"))
-            }
+            Tried::Unclear(why) if proven => of(
+                Some(true),
+                "Accepted",
+                format!("Entra took the credential from {origin}; now it was not told: {why}"),
+            ),
+            Tried::Unclear(why) => of(
+                None,
+                "EntraUnavailable",
+                format!("the credential from {origin} was read, and could not be tried: {why}"),
+            ),
         }
     }
 
@@ -164,7 +172,9 @@ fn unread(reading: &Reading, loaded: Option<&Loaded>, reason: &'static str) -> C
     let (ready, error) = match reading {
         Reading::Wrong { error, .. } | Reading::Gone(error) => (Some(false), error),
         // A vault that does not let it in does so for a reason, though the nodes go on with what they have.
-        Reading::Unclear(error) if matches!(reason, "KeyVaultForbidden" | "KeyVaultNameNotResolvable") => (Some(false), error),
+        Reading::Unclear(error) if matches!(reason, "KeyVaultForbidden" | "KeyVaultNameNotResolvable") => {
+            (Some(false), error)
+        }
         Reading::Unclear(error) => (None, error),
         // Never without a credential.
         Reading::Found { .. } => {

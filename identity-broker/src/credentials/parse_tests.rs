@@ -215,7 +215,7 @@ fn archives_of_old_exporters() {
         Err(problem) => Err(problem),
     };
     assert_eq!(vault(STANDARD.encode(include_bytes!("legacy_3des_no_password.p12")).as_bytes()), expected);
-    let text = vault(b"no credential").unwrap_err().to_string();
+    let text = vault(b"no credential!").unwrap_err().to_string();
     assert_eq!(text, "its value is neither PEM nor a readable PKCS#12 file (nor base64 of one)");
     let rsa = material(&PKCS_RSA_SHA256);
     assert!(vault(format!("{}{}", rsa.key, rsa.certificate).as_bytes()).is_ok());
@@ -239,7 +239,10 @@ fn chains_are_kept_without_the_root() {
     let root_pem = params("root").self_signed(&root).unwrap();
     let read = |certificates: &[&rcgen::Certificate]| {
         let pem: String = certificates.iter().map(|certificate| certificate.pem()).collect();
-        match certificate(&reference(None), &data(&[("certificate", format!("{pem}{}", leaf.serialize_pem()).as_bytes())])) {
+        match certificate(
+            &reference(None),
+            &data(&[("certificate", format!("{pem}{}", leaf.serialize_pem()).as_bytes())]),
+        ) {
             Ok(Credential::Certificate(certificate)) => certificate.chain.clone(),
             _ => panic!("no certificate"),
         }
@@ -265,12 +268,22 @@ fn certificates_have_their_time() {
     let credential = certificate(&reference(None), &data(&[("certificate", pem.as_bytes())])).unwrap();
     assert_eq!(credential.expires(), Some("2026-03-01T00:00:00Z".parse().unwrap()));
     for (now, wrong) in [
-        ("2026-01-31T23:54:00Z", Some("the certificate is valid from 2026-02-01T00:00:00Z on, and this node's clock says 2026-01-31T23:54:00Z: correct the clock if it is slow, or wait")),
+        (
+            "2026-01-31T23:54:00Z",
+            Some(
+                "the certificate is valid from 2026-02-01T00:00:00Z on, and this node's clock says 2026-01-31T23:54:00Z: correct the clock if it is slow, or wait",
+            ),
+        ),
         // Clocks differ.
         ("2026-01-31T23:55:00Z", None),
         ("2026-02-15T00:00:00Z", None),
         ("2026-03-01T00:05:00Z", None),
-        ("2026-03-01T00:05:01Z", Some("the certificate ended 2026-03-01T00:00:00Z (this node's clock says 2026-03-01T00:05:01Z): put a new one there, and register it with the application")),
+        (
+            "2026-03-01T00:05:01Z",
+            Some(
+                "the certificate ended 2026-03-01T00:00:00Z (this node's clock says 2026-03-01T00:05:01Z): put a new one there, and register it with the application",
+            ),
+        ),
     ] {
         let found = credential.wrong_time(now.parse().unwrap()).map(|(problem, _)| problem.to_string());
         assert_eq!(found.as_deref(), wrong, "{now}");

@@ -74,7 +74,8 @@ impl Vaults {
         let mut first = None;
         let mut next = vault.identity.clone();
         loop {
-            let wrong = |what: String| TokenError::misconfigured(identity, format!("spec.keyVault.identityRef: {what}"));
+            let wrong =
+                |what: String| TokenError::misconfigured(identity, format!("spec.keyVault.identityRef: {what}"));
             let again = way.iter().any(|name| **name == *next);
             way.push(next.to_string());
             if again {
@@ -84,7 +85,10 @@ impl Vaults {
                 )));
             }
             if way.len() > MAX_CHAIN + 1 {
-                return Err(wrong(format!("{} is too long a way: name an identity that needs no vault", way.join(" -> "))));
+                return Err(wrong(format!(
+                    "{} is too long a way: name an identity that needs no vault",
+                    way.join(" -> ")
+                )));
             }
             let found = self.identities.as_ref().and_then(|identities| identities.get(namespace, &next));
             let Some(found) = found else {

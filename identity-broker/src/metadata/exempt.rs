@@ -14,7 +14,7 @@ use super::{
 use crate::{
     endpoint::forms::TokenRequest,
     tokens::{Token, TokenError},
-    upstream::{Failure, imds},
+    upstream::{Failure, ImdsBudget, imds},
 };
 
 /// The largest answer that is read, in bytes.
@@ -23,6 +23,7 @@ pub(super) const MAX_ANSWER: usize = 256 * 1024;
 /// Asks once. Whoever waits for the answer may ask again: the endpoint's answers say when.
 pub(super) async fn token(
     proxy: &Proxy,
+    budget: Option<&ImdsBudget>,
     pod: &PodRef,
     request: &TokenRequest,
     now: Timestamp,
@@ -33,7 +34,14 @@ pub(super) async fn token(
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("entra-pod-identity/", env!("CARGO_PKG_VERSION"))));
     let ask = Ask { verb: Verb::Get, target: &target, headers: &headers };
     let answer = match proxy.enter(&pod.uid) {
-        Ok(place) => proxy.ask(place, ask, Bytes::new()).await,
+        Ok(place) => {
+            // The pod's own share first, then the node's.
+            let _turn = match budget {
+                Some(budget) => Some(budget.turn(&pod.namespace, &pod.uid, WAIT).await.map_err(busy)?),
+                None => None,
+            };
+            proxy.ask(place, ask, Bytes::new()).await
+        }
         Err(error) => Err(error),
     };
     let (parts, body) = match answer {
@@ -54,12 +62,23 @@ pub(super) async fn token(
     imds::exempt(&answer, &request.resource, now).map_err(|failure| match failure {
         Failure::Permanent(error) | Failure::Credential { error, .. } => error,
         Failure::Transient { message, retry_after } => {
+            if let (Some(budget), Some(pause)) = (budget, retry_after) {
+                budget.pause(pause);
+            }
             TokenError::Unavailable { message, retry_after: retry_after.unwrap_or(SOON) }
         }
     })
 }
 
 const SOON: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// The longest that a turn is waited for.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn busy(retry_after: std::time::Duration) -> TokenError {
+    let message = "the node asks its IMDS as often as it may; others came first".to_owned();
+    TokenError::Unavailable { message, retry_after }
+}
 
 fn unavailable(message: String) -> TokenError {
     TokenError::Unavailable { message, retry_after: SOON }

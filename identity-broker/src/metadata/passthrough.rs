@@ -24,6 +24,7 @@ use crate::{
     },
     metrics::{Metrics, Reason},
     tokens::{Token, TokenError},
+    upstream::ImdsBudget,
 };
 
 /// What is passed on, where to, and how much of it.
@@ -62,6 +63,7 @@ pub struct Passthrough<C> {
     policy: Policy,
     proxy: Proxy,
     tokens: Proxy,
+    budget: Option<ImdsBudget>,
     request_body: Duration,
     clock: C,
     metrics: Arc<Metrics>,
@@ -77,7 +79,15 @@ impl<C: Clock> Passthrough<C> {
         let few = Bounds { most: exempt::MAX_ANSWER, ..bounds };
         let tokens = Proxy::new(endpoint.clone(), token_shares, few, "imds", Arc::clone(&metrics));
         let proxy = Proxy::new(endpoint, shares, bounds, "metadata", Arc::clone(&metrics));
-        Self { policy, proxy, tokens, request_body, clock, metrics }
+        Self { policy, proxy, tokens, budget: None, request_body, clock, metrics }
+    }
+
+    /// With the requests for tokens of exempted pods within what the node may ask of its IMDS in all
+    /// ([`Azure::imds_budget`](crate::Azure::imds_budget)).
+    #[must_use]
+    pub fn within(mut self, budget: ImdsBudget) -> Self {
+        self.budget = Some(budget);
+        self
     }
 
     async fn pass(
@@ -145,7 +155,7 @@ impl<C: Clock> Metadata for Passthrough<C> {
         request: &'a TokenRequest,
     ) -> BoxFuture<'a, Result<Arc<Token>, TokenError>> {
         Box::pin(async move {
-            let token = exempt::token(&self.tokens, pod, request, self.clock.now()).await;
+            let token = exempt::token(&self.tokens, self.budget.as_ref(), pod, request, self.clock.now()).await;
             token.map(Arc::new)
         })
     }

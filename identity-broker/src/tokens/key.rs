@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use identity_core::lookup::{Identity, ObjectRef};
+use identity_core::lookup::{CredentialSource, Identity, ObjectRef};
 
 /// An identity and an audience, as the pod sent it: Entra writes it into the token's `aud` to the last slash, so that two
 /// spellings are two tokens. The tenant is the identity's.
@@ -38,6 +38,10 @@ impl Hashes {
         let mut state = Self::object(hasher, &identity.object);
         let group = state.finish();
         state.write(resource.as_bytes());
+        // Pods with tokens of their own are not to be looked for one by one.
+        if let Some(pod) = pod(identity) {
+            state.write(pod.as_bytes());
+        }
         Self { key: state.finish(), group }
     }
 
@@ -83,6 +87,11 @@ impl Key {
         self.0.hash
     }
 
+    /// Whether it is for one pod alone.
+    pub(super) fn is_for_one_pod(&self) -> bool {
+        pod(&self.0.identity).is_some()
+    }
+
     /// Of the identity's object.
     pub(super) fn group(&self) -> u64 {
         self.0.group
@@ -111,6 +120,14 @@ impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let object = &self.0.identity.object;
         write!(f, "{}/{} {}", object.namespace, object.name, self.0.resource)
+    }
+}
+
+/// The pod whose own token proves the identity, by its UID: tokens got for it are its own.
+fn pod(identity: &Identity) -> Option<&str> {
+    match &identity.credential {
+        CredentialSource::Federated(federation) => federation.pod.as_ref().map(|pod| &*pod.uid),
+        CredentialSource::None | CredentialSource::Secret(_) | CredentialSource::KeyVault(_) => None,
     }
 }
 

@@ -7,6 +7,7 @@ use ::http::Uri;
 use super::AuthorityHosts;
 use crate::{
     credentials::RotationConfig,
+    federated::AssertionSource,
     secrets::{IdentitySource, SecretSource},
     vault::VaultSuffixes,
 };
@@ -57,11 +58,13 @@ pub struct Sources {
     pub secrets: Arc<dyn SecretSource>,
     /// Identities that read Key Vaults; without it none is found.
     pub identities: Option<Arc<dyn IdentitySource>>,
+    /// Tokens of the cluster that prove federated identities; without it there is none.
+    pub assertions: Option<Arc<dyn AssertionSource>>,
 }
 
 impl<S: SecretSource> From<Arc<S>> for Sources {
     fn from(secrets: Arc<S>) -> Self {
-        Self { secrets, identities: None }
+        Self { secrets, identities: None, assertions: None }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use super::budget::{Budget, Class, Rates, Ticket, Who};
-use crate::tokens::{Interest, Urgency};
+use crate::tokens::{Ask, Freshness, Interest, Urgency};
 
 /// The most tenants with a budget of their own.
 const TENANTS: usize = 256;
@@ -162,6 +162,38 @@ impl Drop for Turn {
         state.given.remove(&self.ticket);
         state.budget.leave(self.ticket);
         self.shared.pump(&mut state);
+    }
+}
+
+/// What the node may ask of its own IMDS for tokens, for all who ask: the managed identities of pods and exempted pods
+/// ([`Passthrough::within`](crate::metadata::Passthrough::within)).
+#[derive(Clone, Debug)]
+pub struct ImdsBudget(Limit);
+
+impl ImdsBudget {
+    pub(super) const fn of(limit: Limit) -> Self {
+        Self(limit)
+    }
+
+    /// The turn of a pod's own request, which ends when the result is dropped; how long to stay away when there is none in
+    /// time.
+    pub(crate) async fn turn(&self, namespace: &str, pod: &str, wait: Duration) -> Result<Turn, Duration> {
+        let who = Who {
+            namespace: crate::digest::first64(namespace.as_bytes()),
+            identity: crate::digest::first64(pod.as_bytes()),
+        };
+        let mut interest = Ask::constant(Freshness::Any, Urgency::Urgent).interest;
+        let until = Instant::now() + wait;
+        match tokio::time::timeout_at(until, self.0.turn(who, &mut interest, until)).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(NoTurn::Paused(left))) => Err(left),
+            Ok(Err(NoTurn::Abandoned)) | Err(_) => Err(Duration::from_secs(2)),
+        }
+    }
+
+    /// IMDS asked to be left alone for so long.
+    pub(crate) fn pause(&self, pause: Duration) {
+        self.0.pause(pause);
     }
 }
 

@@ -4,6 +4,7 @@ mod authority;
 mod budget;
 mod config;
 mod entra;
+mod federation;
 pub(crate) mod http;
 pub(crate) mod imds;
 mod limit;
@@ -28,9 +29,11 @@ use tokio::{
 
 pub use authority::{AuthorityError, AuthorityHosts, DEFAULT_AUTHORITY, DEFAULT_HOSTS};
 pub use config::{Sources, UpstreamConfig};
+pub use limit::ImdsBudget;
 pub(crate) use shared::Upstream;
 
 use self::{
+    federation::Federated,
     limit::RetryBudget,
     shared::{Missed, Run},
 };
@@ -71,6 +74,7 @@ pub struct Azure<C> {
 struct Inner {
     upstream: Arc<Upstream>,
     credentials: Credentials,
+    federated: Federated,
     retries: RetryBudget,
 }
 
@@ -85,12 +89,19 @@ impl<C: Clock> Azure<C> {
         metrics: Arc<Metrics>,
     ) -> Self {
         let upstream = Arc::new(Upstream::new(config, tls, Arc::new(clock), metrics));
+        let sources = sources.into();
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
-            credentials: Credentials::new(Arc::clone(&upstream), sources.into(), inner.clone()),
+            federated: Federated::new(sources.assertions.clone()),
+            credentials: Credentials::new(Arc::clone(&upstream), sources, inner.clone()),
             upstream,
             retries: RetryBudget::new(),
         });
         Self { inner, clock: PhantomData }
+    }
+
+    /// What the node may ask of its IMDS: to be shared with whatever else asks it for tokens.
+    pub fn imds_budget(&self) -> ImdsBudget {
+        self.inner.upstream.imds_budget()
     }
 
     /// What asks, and what it asks with.
@@ -114,6 +125,9 @@ impl Inner {
         // Nothing that is wrong with a credential is cured by asking again at once.
         let permanent = |error| Missed::Failed(Failure::Permanent(error), 0);
         let application = self.upstream.application(identity).map_err(permanent)?;
+        if let CredentialSource::Federated(federation) = &identity.credential {
+            return self.federated.token(&self.upstream, run, &application, federation, refused).await;
+        }
         let loaded = self.credentials.get(identity, refused).await.map_err(permanent)?;
         if refused == Some(loaded.version) {
             // Read again and still the same: the refusal stands.

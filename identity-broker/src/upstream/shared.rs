@@ -12,7 +12,7 @@ use super::{
     entra::{self, TokenRequest},
     http::Clients,
     imds,
-    limit::{Limit, NoTurn, Tenants, Turn},
+    limit::{ImdsBudget, Limit, NoTurn, Tenants, Turn},
 };
 use crate::{
     clock::Clock,
@@ -77,6 +77,11 @@ impl Upstream {
     /// What reads Key Vaults, over the same connections.
     pub(crate) fn vaults(&self) -> vault::Reader {
         vault::Reader::over(self.clients.clone(), self.config.vault_suffixes.clone())
+    }
+
+    /// What the node may ask of its IMDS.
+    pub(super) fn imds_budget(&self) -> ImdsBudget {
+        ImdsBudget::of(self.imds.clone())
     }
 
     /// Asks IMDS.

@@ -14,7 +14,8 @@ pub(super) struct History(HashMap<u64, Vec<Key>>);
 impl History {
     /// A token was got.
     pub(super) fn note(&mut self, config: &ManagerConfig, key: &Key) {
-        if config.prefetch == 0 {
+        // A pod's own token is got when that pod asks.
+        if config.prefetch == 0 || key.is_for_one_pod() {
             return;
         }
         if self.0.len() >= config.capacity && !self.0.contains_key(&key.group()) {

@@ -33,7 +33,8 @@ impl Machine {
         let config = &self.config;
         let scopes = [
             (pod.map(Scope::Pod), config.per_pod),
-            (Some(Scope::Group(key.group())), config.per_identity),
+            // A pod's own are bounded by pod: others with the same identity take nothing from it.
+            (Some(Scope::Group(key.group())).filter(|_| !key.is_for_one_pod()), config.per_identity),
             (Some(Scope::All), config.capacity),
         ];
         scopes.into_iter().find_map(|(scope, most)| scope.filter(|scope| count(scope) >= most.max(1)))
