@@ -104,9 +104,9 @@ impl Reading {
             _ => "its principal".to_owned(),
         };
         let (role, permissions) = if self.certificate {
-            ("Key Vault Certificate User", "certificate Get and secret Get")
+            ("Key Vault Certificate User", "the permissions certificate Get and secret Get")
         } else {
-            ("Key Vault Secrets User", "secret Get")
+            ("Key Vault Secrets User", "the permission secret Get")
         };
         Error::Forbidden {
             host: self.host.clone(),
@@ -214,7 +214,7 @@ mod tests {
             error.contains("give its principal (application 2222-a, object 3333-b) the role 'Key Vault Secrets User'"),
             "{error}"
         );
-        assert!(error.contains("permissions secret Get."), "{error}");
+        assert!(error.contains("permission secret Get."), "{error}");
         let error = of("oid=1-2", true);
         assert!(error.contains("(object 1-2) the role 'Key Vault Certificate User'"), "{error}");
         assert!(of("oid=<script>", false).contains("give its principal the role"));

@@ -65,7 +65,7 @@ pub enum Error {
     /// The reading identity may not.
     #[error(
         "Key Vault {host}: AzureIdentity '{reader}' (spec.keyVault.identityRef) may not read {object}: give {caller} the role \
-         '{role}' on the vault, or, where the vault has access policies, the permissions {permissions}. A role given just now \
+         '{role}' on the vault, or, where the vault has access policies, {permissions}. A role given just now \
          takes minutes to hold"
     )]
     Forbidden {

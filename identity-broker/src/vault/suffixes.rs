@@ -131,6 +131,6 @@ mod tests {
             assert!(matches!(suffixes.vault(wrong), Err(Error::Url { .. })), "{wrong}");
         }
         let error = suffixes.vault("https://evil.example").unwrap_err();
-        assert!(error.to_string().contains("'evil.example' is not a vault"), "{error}");
+        assert!(error.to_string().contains("'evil.example', is not a vault"), "{error}");
     }
 }
