@@ -1,9 +1,9 @@
 //! The command line.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use identity_process::{LogArgs, SourceArgs};
+use identity_process::{LogArgs, ProbeArgs, SourceArgs, UpstreamArgs};
 use jiff::SignedDuration;
 
 /// Writes which pod may use which identity.
@@ -52,25 +52,19 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", help_heading = "Lease", env = "ENTRA_POD_IDENTITY_HOLDER")]
     holder: Option<String>,
 
-    /// Address of /healthz and /readyz
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:8080",
-        help_heading = "Probes and metrics",
-        env = "ENTRA_POD_IDENTITY_PROBE_ADDRESS"
-    )]
-    pub(crate) probe_address: SocketAddr,
+    #[command(flatten)]
+    pub(crate) upstream: UpstreamArgs,
 
-    /// Address of /metrics
+    /// How often a credential that Entra takes is tried again (1m to 24h), on average; one that it does not take, sooner. What
+    /// is found is the condition CredentialReady of the identity. 0s: credentials are not tried at all
     #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:8888",
-        help_heading = "Probes and metrics",
-        env = "ENTRA_POD_IDENTITY_METRICS_ADDRESS"
+        long, value_name = "DURATION", default_value = "1h", value_parser = interval, help_heading = "Entra and Key Vault",
+        env = "ENTRA_POD_IDENTITY_CREDENTIAL_INTERVAL"
     )]
-    pub(crate) metrics_address: SocketAddr,
+    credential_interval: SignedDuration,
+
+    #[command(flatten)]
+    pub(crate) probes: ProbeArgs<8080, 8888>,
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -78,7 +72,8 @@ pub(crate) struct Args {
 
 const AFTER: &str = "\
 Each flag can be given as an environment variable: its name in capitals after ENTRA_POD_IDENTITY_, such as
-ENTRA_POD_IDENTITY_LEASE_DURATION=30s.
+ENTRA_POD_IDENTITY_LEASE_DURATION=30s. The system's trust roots are used for Entra and Key Vault; SSL_CERT_FILE or
+SSL_CERT_DIR name others, --ca-bundle more.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed (the last line says why), 2 wrong flags.";
 
@@ -90,7 +85,18 @@ fn duration(text: &str) -> Result<SignedDuration, String> {
     Ok(duration)
 }
 
+fn interval(text: &str) -> Result<SignedDuration, String> {
+    let interval: SignedDuration = text.parse().map_err(|error| format!("{error}; write 1h or 30m"))?;
+    let range = SignedDuration::from_mins(1)..=SignedDuration::from_hours(24);
+    if interval.is_zero() || range.contains(&interval) { Ok(interval) } else { Err("0s, or from 1m to 24h".to_owned()) }
+}
+
 impl Args {
+    /// None: credentials are not tried.
+    pub(crate) fn credential_interval(&self) -> Option<Duration> {
+        Some(self.credential_interval.unsigned_abs()).filter(|interval| !interval.is_zero())
+    }
+
     pub(crate) fn lease_duration(&self) -> Duration {
         self.lease_duration.unsigned_abs()
     }
@@ -119,6 +125,9 @@ mod tests {
         let args = Args::try_parse_from(["identity-controller", "--lease-duration", "3s", "--holder", "a"]).unwrap();
         assert_eq!(args.lease_duration(), Duration::from_secs(3));
         assert!(args.holder().unwrap().starts_with("a_"));
+        assert_eq!(args.credential_interval(), Some(Duration::from_hours(1)));
+        let never = Args::try_parse_from(["identity-controller", "--credential-interval", "0s"]).unwrap();
+        assert_eq!(never.credential_interval(), None);
         assert_ne!(args.holder().unwrap(), args.holder().unwrap());
     }
 
@@ -132,6 +141,8 @@ mod tests {
             &["--lease-duration", "soon"],
             &["--probe-address", "8080"],
             &["--log-level", "a=loud"],
+            &["--credential-interval", "1s"],
+            &["--vault-suffixes", "*"],
         ] {
             let error = Args::try_parse_from(["identity-controller"].iter().chain(flags)).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags:?}");

@@ -2,27 +2,38 @@
 //! work is [`identity_core::runtime::controller`].
 
 mod args;
+mod checks;
 
 use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser as _;
+use identity_broker::{Checker, Sources};
 use identity_core::{
     assign::Options,
     runtime::{
-        controller::{self, Config, Health},
+        controller::{self, Config, Credentials, Health},
+        identities::Identities,
         lease::{self, Leadership},
+        secrets::{self, Secrets},
+        source::Source,
     },
 };
-use identity_process::{Probes, RuntimeMetrics, Supervisor, SystemClock, VERSION, shutdown_on_signal};
+use identity_process::{
+    FollowedIdentities, FollowedSecrets, Probes, RuntimeMetrics, Supervisor, SystemClock, VERSION, now,
+    shutdown_on_signal,
+};
 use jiff::SignedDuration;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::info;
 
-use self::args::Args;
+use self::{args::Args, checks::Tried};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Secrets that are followed at once: those of a cluster, where a node has those of its pods.
+const SECRETS: usize = 512;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -50,14 +61,42 @@ async fn run(args: Args) -> anyhow::Result<()> {
         orphan_grace: if args.source.is_manifests() { SignedDuration::ZERO } else { Options::default().orphan_grace },
         ..Options::default()
     };
-    let config = Config { options, observer, health, ..Config::new(lease, Arc::new(SystemClock)) };
+    let identities = Identities::default();
+    let credentials = credentials(&args, &source, &identities, observer.clone())?;
+    let config = Config {
+        options,
+        observer,
+        health,
+        credentials,
+        identities: Some(identities),
+        ..Config::new(lease, Arc::new(SystemClock))
+    };
 
     let probes = Probes { ready: Arc::new(move || missing(&watched.borrow())), registry: Arc::new(registry) };
-    let served = probes.listen(args.probe_address, args.metrics_address, shutdown.clone()).await?;
+    let served = args.probes.listen(probes, shutdown.clone()).await?;
     let mut parts = Supervisor::new(shutdown.clone());
     parts.add("the probes", served);
     parts.add("the controller", async move { Ok(controller::run(config, source, shutdown).await?) });
     parts.run().await
+}
+
+/// How credentials are tried, where the operator wants that.
+fn credentials(
+    args: &Args,
+    source: &Source,
+    identities: &Identities,
+    observer: Arc<RuntimeMetrics>,
+) -> anyhow::Result<Option<Credentials>> {
+    let Some(interval) = args.credential_interval() else { return Ok(None) };
+    let secrets = Secrets::with(source, secrets::Config { most: SECRETS, observer, ..secrets::Config::default() });
+    let sources = Sources {
+        secrets: Arc::new(FollowedSecrets(secrets.clone())),
+        identities: Some(Arc::new(FollowedIdentities(identities.clone()))),
+        // Only nodes have them.
+        assertions: None,
+    };
+    let checker = Checker::new(args.upstream.config(), args.upstream.tls()?, sources, now);
+    Ok(Some(Credentials { interval, ..Credentials::new(Arc::new(Tried(checker)), secrets) }))
 }
 
 fn missing(health: &Health) -> Vec<String> {

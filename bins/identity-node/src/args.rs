@@ -1,15 +1,16 @@
 //! The command line.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
     time::Duration,
 };
 
 use clap::{Parser, ValueEnum};
 use http::Uri;
-use identity_broker::{AuthorityHosts, DEFAULT_HOSTS, LimitsConfig, OnAuditFailure, Rate};
+use identity_broker::{LimitsConfig, OnAuditFailure, Rate};
 use identity_netfilter::{Backend, Redirect};
-use identity_process::{LogArgs, SourceArgs};
+use identity_process::{LogArgs, ProbeArgs, SourceArgs, UpstreamArgs};
 
 use crate::{audit::AuditArgs, metadata::MetadataArgs};
 
@@ -34,30 +35,16 @@ pub(crate) struct Args {
     pub(crate) tokens: TokenArgs,
 
     #[command(flatten)]
+    pub(crate) upstream: UpstreamArgs,
+
+    #[command(flatten)]
     pub(crate) metadata: MetadataArgs,
 
     #[command(flatten)]
     pub(crate) audit: AuditArgs,
 
-    /// Address of /healthz and /readyz
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:8085",
-        help_heading = "Probes and metrics",
-        env = "ENTRA_POD_IDENTITY_PROBE_ADDRESS"
-    )]
-    pub(crate) probe_address: SocketAddr,
-
-    /// Address of /metrics
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:9090",
-        help_heading = "Probes and metrics",
-        env = "ENTRA_POD_IDENTITY_METRICS_ADDRESS"
-    )]
-    pub(crate) metrics_address: SocketAddr,
+    #[command(flatten)]
+    pub(crate) probes: ProbeArgs<8085, 9090>,
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -66,7 +53,7 @@ pub(crate) struct Args {
 const AFTER: &str = "\
 Each flag can be given as an environment variable: its name in capitals after ENTRA_POD_IDENTITY_, such as
 ENTRA_POD_IDENTITY_HOLD=2s; --node-name and --node-address also as NODE_NAME and NODE_IP. The system's trust roots are
-used for Entra; SSL_CERT_FILE or SSL_CERT_DIR name others.
+used for Entra and Key Vault; SSL_CERT_FILE or SSL_CERT_DIR name others, --ca-bundle more.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT (or rules removed), 1 failed (the last line says why), 2 wrong flags.";
 
@@ -165,12 +152,23 @@ pub(crate) struct TokenArgs {
     )]
     pub(crate) metadata_endpoint: Uri,
 
-    /// Hosts that credentials may be sent to, whatever spec.adEndpoint of an identity says: HOST or HOST:PORT
+    /// File with the node's own token, projected by the kubelet: what identities of type 3 show Entra (`subject: Broker`). Its
+    /// audience must be api://AzureADTokenExchange (or the cloud's own)
+    #[arg(long, value_name = "FILE", env = "ENTRA_POD_IDENTITY_FEDERATED_TOKEN_FILE")]
+    pub(crate) federated_token_file: Option<PathBuf>,
+
+    /// Serve identities of type 3 with `subject: Pod`: the node then makes tokens of its pods' service accounts. It needs the
+    /// right to (verb create on serviceaccounts/token), which is worth as much as those accounts are: confine it first
+    #[arg(long, env = "ENTRA_POD_IDENTITY_FEDERATED_POD_SUBJECTS")]
+    pub(crate) federated_pod_subjects: bool,
+
+    /// Get tokens when an identity is assigned to a pod of this node, before the pod asks: for so many of the resources that
+    /// were asked for last with that identity. 0: wait until a pod asks
     #[arg(
-        long, value_name = "HOST,…", value_delimiter = ',', default_values = DEFAULT_HOSTS, num_args = 1.., value_parser = authority_host,
-        env = "ENTRA_POD_IDENTITY_AUTHORITY_HOSTS"
+        long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(..=16),
+        env = "ENTRA_POD_IDENTITY_PREFETCH"
     )]
-    authority_hosts: Vec<String>,
+    pub(crate) prefetch: u8,
 
     /// How long a request waits for an address that no pod has yet, or for an assignment that is to come (at most 60s)
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = hold, env = "ENTRA_POD_IDENTITY_HOLD")]
@@ -193,24 +191,6 @@ impl TokenArgs {
         };
         LimitsConfig { requests: rate, cheap: rate, connections: rate, ..LimitsConfig::default() }
     }
-
-    pub(crate) fn authority_hosts(&self) -> AuthorityHosts {
-        AuthorityHosts::new(&self.authority_hosts)
-    }
-}
-
-fn authority_host(text: &str) -> Result<String, String> {
-    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if !host.split('.').all(label) || port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
-        return Err("HOST or HOST:PORT, such as login.microsoftonline.com; no scheme, no path, no wildcard".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 /// Not for the redirect: the kernel drops what is led to a loopback address from outside.
@@ -248,10 +228,9 @@ mod tests {
         Args::command().debug_assert();
         let args = Args::try_parse_from(NODE).unwrap();
         assert_eq!(args.tokens.hold, Duration::from_secs(5));
-        assert_eq!(args.tokens.authority_hosts, DEFAULT_HOSTS);
-        let args =
-            Args::try_parse_from(NODE.iter().chain(&["--authority-hosts", "a,b:8443", "--hold", "250ms"])).unwrap();
-        assert_eq!(args.tokens.authority_hosts, ["a", "b:8443"]);
+        assert_eq!((args.tokens.prefetch, args.tokens.federated_pod_subjects), (4, false));
+        let args = Args::try_parse_from(NODE.iter().chain(&["--prefetch", "0", "--hold", "250ms"])).unwrap();
+        assert_eq!(args.tokens.prefetch, 0);
         assert_eq!(args.tokens.hold, Duration::from_millis(250));
         assert!(Args::try_parse_from(["identity-node", "--remove-rules"]).unwrap().netfilter.remove_rules);
     }
@@ -267,10 +246,9 @@ mod tests {
             &["--node-address", "::1"],
             &["--node-address", "127.0.0.1"],
             &["--node-address", "0.0.0.0"],
-            &["--authority-hosts", ""],
             &["--authority-hosts", "https://login.microsoftonline.com"],
-            &["--authority-hosts", "login.microsoftonline.com,*.example.org"],
-            &["--authority-hosts", "host:99999"],
+            &["--prefetch", "17"],
+            &["--prefetch", "yes"],
             &["--netfilter", "ebtables"],
             &["--metadata-policy", "/nonexistent/policy.yaml"],
             &["--exception-namespaces", "kube-system,*"],

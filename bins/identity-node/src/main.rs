@@ -3,10 +3,9 @@
 
 mod args;
 mod audit;
+mod credentials;
 mod metadata;
 mod netfilter;
-mod secrets;
-mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -18,24 +17,41 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use identity_broker::{
-    Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, Metrics, ServerConfig, UpstreamConfig,
+    Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, Metrics, ServerConfig, Sources, UpstreamConfig,
+    federated::{Assertions, PodTokens, TokenFile},
     metadata::{Passthrough, PassthroughConfig},
     serve,
 };
 use identity_core::{
     lookup::{Options, Published},
-    runtime::{node, secrets::Secrets},
+    runtime::{
+        executor::Announcer,
+        identities::Identities,
+        node,
+        secrets::{self, Secrets},
+        source::Source,
+        token_request::TokenRequests,
+    },
 };
 use identity_netfilter::{Redirect, State};
-use identity_process::{Probes, RuntimeMetrics, Supervisor, VERSION, now, shutdown_on_signal};
+use identity_process::{
+    FollowedIdentities, FollowedSecrets, Probes, RequestedTokens, RuntimeMetrics, Supervisor, SystemClock, VERSION,
+    now, shutdown_on_signal,
+};
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tracing::info;
 
-use self::{args::Args, secrets::FromRuntime};
+use self::args::Args;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// News of pods and identities that wait to be taken in.
+const NEWS: usize = 4096;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -64,6 +80,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let published = Arc::new(Published::default());
     let (synced, is_synced) = watch::channel(false);
+    let identities = Identities::default();
+    let (news, what_is_new) = mpsc::channel(NEWS);
     let follow = node::Config {
         addresses: own_addresses(address)?,
         options: Options {
@@ -71,18 +89,25 @@ async fn run(args: Args) -> anyhow::Result<()> {
             exception_namespaces: args.metadata.exception_namespaces.iter().cloned().collect(),
             ..Options::default()
         },
-        observer,
+        observer: observer.clone(),
+        identities: Some(identities.clone()),
+        news: Some(news),
         ..node::Config::new(name.clone())
     };
 
-    let upstream = UpstreamConfig {
-        metadata_endpoint: args.tokens.metadata_endpoint.clone(),
-        authority_hosts: args.tokens.authority_hosts(),
-        ..UpstreamConfig::default()
+    let upstream =
+        UpstreamConfig { metadata_endpoint: args.tokens.metadata_endpoint.clone(), ..args.upstream.config() };
+    let follow_secrets = secrets::Config { observer: observer.clone(), ..secrets::Config::default() };
+    let pod_tokens = pod_tokens(&args, &source)?;
+    let sources = Sources {
+        secrets: Arc::new(FollowedSecrets(Secrets::with(&source, follow_secrets))),
+        identities: Some(Arc::new(FollowedIdentities(identities))),
+        assertions: Some(Arc::new(assertions(&args, pod_tokens.clone()))),
     };
-    let secrets = Arc::new(FromRuntime(Secrets::new(&source)));
-    let azure = Azure::new(upstream, tls::client_config()?, secrets, now, metrics.clone());
-    let tokens = Manager::new(azure, now, ManagerConfig::default(), metrics.clone());
+    let azure = Azure::new(upstream, args.upstream.tls()?, sources, now, metrics.clone());
+    let manager = ManagerConfig { prefetch: args.tokens.prefetch.into(), ..ManagerConfig::default() };
+    let tokens = Manager::new(azure, now, manager, metrics.clone());
+    let (announcer, announcing) = Announcer::new(&source, &name, Arc::new(SystemClock), observer, shutdown.clone());
     let on_audit_failure = args.tokens.audit_on_failure.into();
     let (audit, journal) = args.audit.open(&name, args.log.log_format, on_audit_failure).await?;
     let config = BrokerConfig {
@@ -98,7 +123,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..PassthroughConfig::default()
     };
     let rest = Arc::new(Passthrough::new(rest, now, metrics.clone()));
-    let broker = Broker::with_metadata(published.clone(), tokens, audit, now, config, metrics, rest);
+    let broker = Broker::with_metadata(published.clone(), tokens.clone(), audit, now, config, metrics, rest);
 
     // First somebody who answers, then the rules that lead there.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--node-address {listen}"))?;
@@ -109,7 +134,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ready: Arc::new(move || missing(*is_synced.borrow(), state.as_ref().map(|state| state.borrow().clone()))),
         registry: Arc::new(registry),
     };
-    let probing = probes.listen(args.probe_address, args.metrics_address, shutdown.clone()).await?;
+    let probing = args.probes.listen(probes, shutdown.clone()).await?;
 
     let mut parts = Supervisor::new(shutdown.clone());
     parts.add("the probes", probing);
@@ -125,6 +150,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let published = published.clone();
         async move { Ok(node::run(follow, source, published, synced, stop).await?) }
     });
+    let stop = shutdown.clone();
+    parts.add("telling of credentials", {
+        let told = credentials::tell(tokens.notices(), announcer);
+        let kept = credentials::keep_up(what_is_new, tokens, pod_tokens);
+        async move {
+            let all = async { tokio::join!(told, kept, announcing) };
+            stop.run_until_cancelled(all).await;
+            Ok(())
+        }
+    });
     parts.add("the endpoint", async move {
         serve(listener, Kernel, broker, ServerConfig::default(), shutdown).await;
         Ok(())
@@ -134,6 +169,26 @@ async fn run(args: Args) -> anyhow::Result<()> {
         journal.close().await;
     }
     ended
+}
+
+/// What identities of type 3 show Entra.
+fn assertions(args: &Args, pod_tokens: Option<TokenRequests>) -> Assertions {
+    let file = args.tokens.federated_token_file.as_ref().map(|path| TokenFile::new(path, now));
+    let pods = pod_tokens.map(|tokens| -> Arc<dyn PodTokens> { Arc::new(RequestedTokens(tokens)) });
+    Assertions::new(file, pods, now)
+}
+
+/// Makes tokens of pods' service accounts, where the operator said so.
+fn pod_tokens(args: &Args, source: &Source) -> anyhow::Result<Option<TokenRequests>> {
+    match source {
+        _ if !args.tokens.federated_pod_subjects => Ok(None),
+        Source::Kubernetes(client) => Ok(Some(TokenRequests::new(client.clone(), Arc::new(SystemClock)))),
+        Source::Manifests(_) => {
+            anyhow::bail!(
+                "--federated-pod-subjects needs an API server, which makes the tokens: there is none with --manifests"
+            )
+        }
+    }
 }
 
 /// All addresses that are the node's own: no pod's.

@@ -1,4 +1,5 @@
-//! What the two daemons share around their libraries: clocks, logs, probes, signals, and where objects come from.
+//! What the two daemons share around their libraries: clocks, logs, probes, signals, where objects come from and where
+//! credentials go.
 //!
 //! This is the edge: what the libraries may not do (read clocks and the environment, install a logger) is done here, once.
 //!
@@ -22,16 +23,21 @@ mod clock;
 mod logs;
 mod observer;
 mod probe;
+mod seams;
 mod signals;
 mod source;
 mod start;
 mod stderr;
+mod tls;
+mod upstream;
 
 pub use clock::{SystemClock, now};
 pub use logs::{Format, LogArgs};
 pub use observer::RuntimeMetrics;
-pub use probe::{Answer, Probes};
+pub use probe::{Answer, ProbeArgs, Probes};
+pub use seams::{FollowedIdentities, FollowedSecrets, RequestedTokens};
 pub use signals::{Supervisor, shutdown_on_signal};
 pub use source::SourceArgs;
 pub use start::{VERSION, run};
 pub use stderr::{LogLines, lost_log_lines};
+pub use upstream::UpstreamArgs;

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use identity_core::runtime::observe::{Observer, WriteOutcome};
+use identity_core::{
+    object::ObjectKey,
+    runtime::observe::{Observer, WriteOutcome},
+};
+use jiff::Timestamp;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -20,7 +24,19 @@ struct WriteLabel {
     outcome: &'static str,
 }
 
-/// Metrics of `identity_core::runtime`. Labels are kinds of objects and outcomes: bounded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IdentityLabel {
+    namespace: String,
+    identity: String,
+}
+
+impl From<&ObjectKey> for IdentityLabel {
+    fn from(key: &ObjectKey) -> Self {
+        Self { namespace: key.namespace.to_string(), identity: key.name.to_string() }
+    }
+}
+
+/// Metrics of `identity_core::runtime`. Labels are kinds of objects, outcomes, and the identities there are: bounded.
 #[derive(Debug)]
 pub struct RuntimeMetrics {
     writes: Family<WriteLabel, Counter>,
@@ -31,21 +47,32 @@ pub struct RuntimeMetrics {
     under_way: Gauge,
     leading: Gauge,
     problems: Gauge,
+    ready: Family<IdentityLabel, Gauge>,
+    expiry: Family<IdentityLabel, Gauge>,
 }
 
 impl RuntimeMetrics {
     /// Of a controller: all of them.
     pub fn controller(registry: &mut Registry) -> Self {
         let metrics = Self::node(registry);
-        registry.register("writes", "Writes by kind and outcome", metrics.writes.clone());
         registry.register_with_unit("plan_duration", "Time to plan", Unit::Seconds, metrics.plan.clone());
         registry.register("actions_waiting", "Actions that wait", metrics.waiting.clone());
         registry.register("actions_under_way", "Actions under way", metrics.under_way.clone());
         registry.register("leading", "Whether this process holds the lease", metrics.leading.clone());
+        registry.register(
+            "credential_ready",
+            "Whether Entra takes the credential of an identity; absent where that is not known",
+            metrics.ready.clone(),
+        );
+        registry.register(
+            "credential_expiry_timestamp_seconds",
+            "When the credential of an identity ends, in seconds since 1970; absent where that is not known",
+            metrics.expiry.clone(),
+        );
         metrics
     }
 
-    /// Of a node, which only reads.
+    /// Of a node, which only reads (and writes Events).
     pub fn node(registry: &mut Registry) -> Self {
         let metrics = Self {
             writes: Family::default(),
@@ -56,7 +83,10 @@ impl RuntimeMetrics {
             under_way: Gauge::default(),
             leading: Gauge::default(),
             problems: Gauge::default(),
+            ready: Family::default(),
+            expiry: Family::default(),
         };
+        registry.register("writes", "Writes by kind and outcome", metrics.writes.clone());
         registry.register("watch_relists", "Complete lists taken in, by kind", metrics.relists.clone());
         registry.register("watch_failures", "Watches that failed and were tried again", metrics.watch_failures.clone());
         registry.register("manifest_problems", "Problems of the manifests now", metrics.problems.clone());
@@ -99,6 +129,24 @@ impl Observer for RuntimeMetrics {
 
     fn watch_failed(&self, kind: &'static str) {
         self.watch_failures.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    fn credential(&self, identity: &ObjectKey, ready: Option<bool>, expires: Option<Timestamp>) {
+        let label = IdentityLabel::from(identity);
+        match ready {
+            Some(ready) => drop(self.ready.get_or_create(&label).set(ready.into())),
+            None => drop(self.ready.remove(&label)),
+        }
+        match expires {
+            Some(end) => drop(self.expiry.get_or_create(&label).set(end.as_second())),
+            None => drop(self.expiry.remove(&label)),
+        }
+    }
+
+    fn credential_gone(&self, identity: &ObjectKey) {
+        let label = IdentityLabel::from(identity);
+        self.ready.remove(&label);
+        self.expiry.remove(&label);
     }
 
     fn problems(&self, count: usize) {

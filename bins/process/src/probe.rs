@@ -1,6 +1,11 @@
 //! `/healthz`, `/readyz` and `/metrics`: a small server that answers from memory.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -17,6 +22,38 @@ use tracing::{debug, info};
 const CONNECTIONS: usize = 32;
 /// For the head of a request, and the longest a connection may take in all.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where probes and metrics are served; by default on these two ports of the loopback.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Probes and metrics")]
+pub struct ProbeArgs<const PROBE: u16, const METRICS: u16> {
+    /// Address of /healthz and /readyz
+    #[arg(
+        long, value_name = "ADDRESS", default_value_t = loopback(PROBE), env = "ENTRA_POD_IDENTITY_PROBE_ADDRESS"
+    )]
+    probe_address: SocketAddr,
+
+    /// Address of /metrics
+    #[arg(
+        long, value_name = "ADDRESS", default_value_t = loopback(METRICS), env = "ENTRA_POD_IDENTITY_METRICS_ADDRESS"
+    )]
+    metrics_address: SocketAddr,
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+impl<const PROBE: u16, const METRICS: u16> ProbeArgs<PROBE, METRICS> {
+    /// Listens there: see [`Probes::listen`].
+    pub async fn listen(
+        self,
+        probes: Probes,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
+        probes.listen(self.probe_address, self.metrics_address, shutdown).await
+    }
+}
 
 /// The answer to a probe: why it is not so, one reason in a line. No reasons: 200.
 pub type Answer = Vec<String>;

@@ -24,7 +24,8 @@ impl IdentityState {
     /// Whether there is a credential to be tried: not that of a managed identity, which is the platform's, and not that of
     /// an identity that nobody gets.
     fn has_credential(&self) -> bool {
-        let own = self.object.spec.identity_type().is_some_and(|kind| kind != IdentityType::UserAssignedManagedIdentity);
+        let own =
+            self.object.spec.identity_type().is_some_and(|kind| kind != IdentityType::UserAssignedManagedIdentity);
         own && self.usable.is_ok()
     }
 

@@ -24,8 +24,8 @@ mod plan;
 mod status;
 
 pub use action::{
-    Action, Apply, CredentialVerdict, Delete, Event, Notice, Options, Outcome, Precondition, Relist, StatusPlan, StatusTarget,
-    StatusUpdate,
+    Action, Apply, CredentialVerdict, Delete, Event, Notice, Options, Outcome, Precondition, Relist, StatusPlan,
+    StatusTarget, StatusUpdate,
 };
 pub use object::node_label;
 

@@ -7,8 +7,8 @@ use identity_crd::{Condition, ConditionStatus, Violation, find_condition, set_co
 use jiff::Timestamp;
 
 use super::{
-    Action, BindingState, CREDENTIAL_READY, IDENTITY_FOUND, IDENTITY_UNUSABLE, IdentityState, Index, Notice, Outcome, StatusPlan,
-    StatusTarget, StatusUpdate, VALID,
+    Action, BindingState, CREDENTIAL_READY, IDENTITY_FOUND, IDENTITY_UNUSABLE, IdentityState, Index, Notice, Outcome,
+    StatusPlan, StatusTarget, StatusUpdate, VALID,
 };
 use crate::lookup::IdentityError;
 
@@ -178,7 +178,8 @@ impl Index {
                 let mut judged = vec![identity_valid(state)];
                 let (ready, expiry) = state.credential_status();
                 judged.extend(ready);
-                let is_ready = |conditions: &[Condition]| find_condition(conditions, CREDENTIAL_READY).map(|c| c.status);
+                let is_ready =
+                    |conditions: &[Condition]| find_condition(conditions, CREDENTIAL_READY).map(|c| c.status);
                 let conditions = there.map_or(&[][..], |s| &s.conditions);
                 let (before, after) = (is_ready(conditions), is_ready(&judged));
                 let mut judgement = judge(state.object.metadata.uid.as_ref(), judged, conditions, now);

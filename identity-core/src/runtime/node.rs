@@ -225,7 +225,8 @@ impl Node {
             Event::Relist(Relist::Assigned(all)) => {
                 self.assigned = true;
                 let unusable = self.index.reset_assignments(&all);
-                let now: HashSet<ObjectKey> = all.iter().map(|object| ObjectRef::from(&object.metadata).key()).collect();
+                let now: HashSet<ObjectKey> =
+                    all.iter().map(|object| ObjectRef::from(&object.metadata).key()).collect();
                 for key in gone(self.ledger.assignments(), &now) {
                     self.ledger.assignment(&key, None);
                 }

@@ -83,11 +83,10 @@ impl Rig {
         let (sender, synced) = watch::channel(false);
         let stop = CancellationToken::new();
         let (target, token) = (published.clone(), stop.clone());
-        let task =
-            tokio::spawn(async move {
-                let node = Node::new(NodeIndex::new(options), None, None);
-                follow(node, receiver, &target, &sender, &token).await
-            });
+        let task = tokio::spawn(async move {
+            let node = Node::new(NodeIndex::new(options), None, None);
+            follow(node, receiver, &target, &sender, &token).await
+        });
         Self { updates, published, synced, stop, task }
     }
 

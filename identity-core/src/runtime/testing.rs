@@ -125,8 +125,8 @@ type Key = (String, String, String);
 struct State {
     version: u64,
     objects: BTreeMap<Key, Value>,
-    history: Vec<(u64, String, Value)>,
-    watches: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
+    history: Vec<(u64, Key, Value)>,
+    watches: Vec<(Selection, mpsc::UnboundedSender<Bytes>)>,
     calls: Vec<Call>,
     rule: Option<Rule>,
 }
@@ -159,6 +159,11 @@ impl Server {
             }
         });
         client
+    }
+
+    /// How many watches are open.
+    pub(crate) fn watches(&self, plural: &str) -> usize {
+        self.lock().watches.iter().filter(|(selection, watch)| selection.plural == plural && !watch.is_closed()).count()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -266,10 +271,10 @@ fn line(event: &Value) -> Bytes {
 }
 
 impl State {
-    fn tell(&mut self, plural: &str, kind: &str, object: &Value) {
+    fn tell(&mut self, key: &Key, kind: &str, object: &Value) {
         let event = json!({"type": kind, "object": object});
-        self.watches.retain(|(p, watch)| p != plural || watch.send(line(&event)).is_ok());
-        self.history.push((self.version, plural.to_owned(), event));
+        self.watches.retain(|(selection, watch)| !selection.has(key) || watch.send(line(&event)).is_ok());
+        self.history.push((self.version, key.clone(), event));
     }
 
     fn store(&mut self, plural: &str, mut object: Value) -> Value {
@@ -285,8 +290,8 @@ impl State {
             None => {}
         }
         let kind = if old.is_some() { "MODIFIED" } else { "ADDED" };
-        self.objects.insert(key, object.clone());
-        self.tell(plural, kind, &object);
+        self.objects.insert(key.clone(), object.clone());
+        self.tell(&key, kind, &object);
         object
     }
 
@@ -294,7 +299,7 @@ impl State {
         let mut object = self.objects.remove(key)?;
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.tell(&key.0, "DELETED", &object);
+        self.tell(key, "DELETED", &object);
         Some(object)
     }
 
@@ -304,9 +309,10 @@ impl State {
         let there = self.objects.get(&key).cloned();
         let refused = |code, message: &str| answer(code, &status(code, message));
         match call.method.as_str() {
-            "GET" if call.query.contains("watch=true") => self.watch(&plural, &call.query),
+            "GET" if call.query.contains("watch=true") => self.watch(Selection::of(call), &call.query),
             "GET" if name.is_empty() => {
-                let items: Vec<_> = self.objects.iter().filter(|((p, ..), _)| *p == plural).map(|(_, o)| o).collect();
+                let selection = Selection::of(call);
+                let items: Vec<_> = self.objects.iter().filter(|(key, _)| selection.has(key)).map(|(_, o)| o).collect();
                 answer(
                     200,
                     &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": self.version.to_string()}, "items": items}),
@@ -349,21 +355,44 @@ impl State {
         }
     }
 
-    fn watch(&mut self, plural: &str, query: &str) -> Answer {
+    fn watch(&mut self, selection: Selection, query: &str) -> Answer {
         let from = query.split('&').find_map(|part| part.strip_prefix("resourceVersion=")).unwrap();
         let from: u64 = from.parse().unwrap();
         let (sender, receiver) = mpsc::unbounded_channel();
-        for (version, kind, event) in &self.history {
-            if *version > from && kind == plural {
+        for (version, key, event) in &self.history {
+            if *version > from && selection.has(key) {
                 sender.send(line(event)).unwrap();
             }
         }
-        self.watches.push((plural.to_owned(), sender));
+        self.watches.retain(|(_, watch)| !watch.is_closed());
+        self.watches.push((selection, sender));
         let frames = futures::stream::unfold(receiver, |mut receiver| async {
             let bytes = receiver.recv().await?;
             Some((Ok(Frame::data(bytes)), receiver))
         });
         Response::new(Either::Right(StreamBody::new(frames.boxed())))
+    }
+}
+
+/// What a list or a watch is of. Of selectors, only that of a name counts.
+#[derive(Debug)]
+struct Selection {
+    plural: String,
+    namespace: String,
+    name: Option<String>,
+}
+
+impl Selection {
+    fn of(call: &Call) -> Self {
+        let (plural, namespace, ..) = call.target();
+        let name = call.query.split('&').find_map(|part| part.strip_prefix("fieldSelector=metadata.name%3D"));
+        Self { plural, namespace, name: name.map(str::to_owned) }
+    }
+
+    fn has(&self, (plural, namespace, name): &Key) -> bool {
+        self.plural == *plural
+            && (self.namespace.is_empty() || self.namespace == *namespace)
+            && self.name.as_ref().is_none_or(|wanted| wanted == name)
     }
 }
 

@@ -53,7 +53,10 @@ impl Announcer {
             Source::Manifests(manifests) => Target::Files(manifests.state().clone(), clock),
         };
         let announcer = Self { queue, observer: observer.clone() };
-        (announcer, async move { shutdown.run_until_cancelled(write(target, notices, observer)).await.unwrap_or_default() })
+        (
+            announcer,
+            async move { shutdown.run_until_cancelled(write(target, notices, observer)).await.unwrap_or_default() },
+        )
     }
 
     /// Writes it, soon, if there is room. Never waits.
@@ -81,7 +84,8 @@ async fn write(target: Target, mut notices: mpsc::Receiver<Notice>, observer: Ar
             Target::Files(state, clock) => {
                 let (path, line) = (state.events(), events::line(&notice, clock.now()));
                 let state = state.clone();
-                let written = tokio::task::spawn_blocking(move || state.create().and_then(|()| append(&path, &line))).await;
+                let written =
+                    tokio::task::spawn_blocking(move || state.create().and_then(|()| append(&path, &line))).await;
                 match written {
                     Ok(Ok(())) => Ok(()),
                     Ok(Err(error)) => Err(Failure::Disk(error.to_string())),
@@ -125,7 +129,8 @@ mod tests {
         let told = Arc::new(Told::default());
         let stop = CancellationToken::new();
         let source = Source::kubernetes(server.client());
-        let (announcer, run) = Announcer::new(&source, "node-1", Arc::new(TokioClock::new()), told.clone(), stop.clone());
+        let (announcer, run) =
+            Announcer::new(&source, "node-1", Arc::new(TokioClock::new()), told.clone(), stop.clone());
         let task = tokio::spawn(run);
         for n in 0..100 {
             announcer.announce(notice(&format!("i{n}")));
@@ -140,7 +145,10 @@ mod tests {
         assert!(took > expected - EVERY * 2 && took < expected + EVERY * 2, "{took:?}");
         let call = server.calls(|call| call.method == "POST").remove(0);
         assert_eq!(call.path, "/apis/events.k8s.io/v1/namespaces/team/events");
-        assert_eq!((&call.body["regarding"]["kind"], &call.body["reason"]), (&"AzureIdentity".into(), &"CredentialRefused".into()));
+        assert_eq!(
+            (&call.body["regarding"]["kind"], &call.body["reason"]),
+            (&"AzureIdentity".into(), &"CredentialRefused".into())
+        );
         stop.cancel();
         task.await.unwrap();
     }

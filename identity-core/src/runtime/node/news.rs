@@ -103,7 +103,8 @@ impl Ledger {
         for name in std::mem::take(&mut self.touched) {
             let holders = self.holders.get(&name).into_iter().flatten();
             // While assignments are rewritten one after the other, some say what it was.
-            let newest = holders.filter_map(|key| self.assigned.get(key)).max_by_key(|identity| identity.object.generation);
+            let newest =
+                holders.filter_map(|key| self.assigned.get(key)).max_by_key(|identity| identity.object.generation);
             let (newest, told) = (newest.cloned(), self.told.get(&name));
             match newest {
                 Some(identity) if told.is_some_and(|told| *told == identity) => {}

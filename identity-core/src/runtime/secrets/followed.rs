@@ -130,7 +130,9 @@ impl Followed {
         let entry = self.entry(&mut lock(&self.entries), key);
         match entry {
             Some(entry) => entry.get(&self.client).await,
-            None => fetch(&self.client, key).await.map_or_else(|reason| Err(unavailable(key, reason)), |k| answer(key, &k)),
+            None => {
+                fetch(&self.client, key).await.map_or_else(|reason| Err(unavailable(key, reason)), |k| answer(key, &k))
+            }
         }
     }
 
@@ -200,7 +202,8 @@ impl Entry {
     async fn get(&self, client: &Client) -> Result<Arc<SecretData>, Error> {
         let mut how = self.how.subscribe();
         // A copy: what is borrowed must not be kept over an await.
-        let settled = timeout(LIMIT, how.wait_for(|how| *how != How::Starting)).await.ok().and_then(Result::ok).map(|h| *h);
+        let settled =
+            timeout(LIMIT, how.wait_for(|how| *how != How::Starting)).await.ok().and_then(Result::ok).map(|h| *h);
         match settled {
             None => Err(unavailable(&self.key, format!("the API server has not answered within {LIMIT:?}"))),
             Some(How::Reading) => self.read(client).await,
@@ -317,8 +320,7 @@ impl Follower {
     async fn watch(&self, failures: &mut u32) -> End {
         let key = &self.entry.key;
         let api = Api::<Wire>::namespaced(self.client.clone(), &key.namespace);
-        let config =
-            watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={}", key.name));
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={}", key.name));
         let mut events = pin!(watcher(api, config));
         let mut listed = Known::Gone;
         let is_it = |wire: &Wire| kube::Resource::meta(wire).name.as_deref() == Some(&*key.name);

@@ -14,11 +14,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use secrecy::SecretSlice;
 use tokio::sync::watch;
 
-use self::{
-    followed::Followed,
-    store::Held,
-};
 pub(crate) use self::store::{SecretData, Store};
+use self::{followed::Followed, store::Held};
 use super::{
     observe::{Nobody, Observer},
     source::Source,
@@ -107,12 +104,7 @@ pub struct Config {
 impl Default for Config {
     /// 128 at once, 30 minutes, every minute.
     fn default() -> Self {
-        Self {
-            most: 128,
-            idle: Duration::from_mins(30),
-            poll: Duration::from_mins(1),
-            observer: Arc::new(Nobody),
-        }
+        Self { most: 128, idle: Duration::from_mins(30), poll: Duration::from_mins(1), observer: Arc::new(Nobody) }
     }
 }
 

@@ -29,7 +29,8 @@ use crate::{
 };
 
 /// After an error: soon at first, since most outages are a restart; never all nodes at once.
-pub(in crate::runtime) const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(15) };
+pub(in crate::runtime) const BACKOFF: Backoff =
+    Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(15) };
 /// A dead connection that says nothing is noticed after this time (and 5 s). The server ends a watch after it, too; resuming
 /// costs one request.
 pub(in crate::runtime) const WATCH_SECONDS: u32 = 150;
