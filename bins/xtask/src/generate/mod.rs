@@ -3,6 +3,7 @@
 mod names;
 mod policy;
 mod rbac;
+mod reference;
 mod workloads;
 mod yaml;
 
@@ -57,6 +58,7 @@ fn render() -> anyhow::Result<BTreeMap<PathBuf, String>> {
         files.insert(path.into(), text);
     }
     files.insert("docs/errors.md".into(), errors());
+    files.insert("docs/reference.md".into(), reference::page());
     Ok(files)
 }
 
