@@ -9,6 +9,7 @@
 //! | [`selector`] | which bindings select this pod? |
 //! | [`assign`] | objects in: which identity is assigned to which pod, and the fewest writes that get there |
 //! | [`lookup`] | pods and assignments of one node in: may this caller have this token? |
+//! | [`grant`] | the life of a just-in-time grant: what becomes of it next? |
 //! | [`explain`] | why? (the code that decides and the code that explains are one) |
 //! | `runtime` (feature) | watches or a directory of manifests in, server-side apply or files out |
 //!
@@ -87,6 +88,7 @@
 
 pub mod assign;
 pub mod explain;
+pub mod grant;
 pub mod lookup;
 pub mod object;
 pub mod pod;
