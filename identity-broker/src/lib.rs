@@ -70,7 +70,7 @@ pub mod vault;
 
 pub use audit::{AuditError, AuditRecord, AuditSink, FanOut, LogAudit, Policy, TokenSource, Verdict};
 pub use clock::Clock;
-pub use credentials::{Checked, Checker, CredentialError, CredentialProblem};
+pub use credentials::{Checked, Checker, CredentialError, CredentialProblem, RotationConfig};
 pub use decide::Decide;
 pub use endpoint::{Broker, BrokerConfig, LimitsConfig, OnAuditFailure, Rate, error_table, metadata::Metadata};
 pub use metrics::{Metrics, Reason, Turned};

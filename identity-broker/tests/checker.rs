@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use identity_broker::{AuthorityHosts, Checked, Checker, IdentitySource, Sources, UpstreamConfig};
 use identity_core::lookup::{CredentialSource, FederatedSubject, Federation, Identity, VaultObject, VaultRef};
 use identity_crd::IdentityType;
-use identity_lab::emulator::{Fault, change::Change, credentials};
+use identity_lab::emulator::{Change, Fault, credentials};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use support::azures::*;
@@ -37,7 +37,8 @@ fn checker_with(azures: &Azures, skew: SignedDuration, known: Vec<Arc<Identity>>
         total_timeout: Duration::from_secs(3),
         ..UpstreamConfig::default()
     };
-    let sources = Sources { identities: Some(Arc::new(Known(known))), ..Sources::from(Arc::new(azures.secrets.clone())) };
+    let sources =
+        Sources { identities: Some(Arc::new(Known(known))), ..Sources::from(Arc::new(azures.secrets.clone())) };
     let clock: Box<dyn Fn() -> Timestamp + Send + Sync> = Box::new(move || wall_clock() + skew);
     Checker::new(config, azures.tls.clone(), sources, clock)
 }
@@ -85,7 +86,12 @@ async fn what_the_objects_say() {
     of("keys", &[("one", b"x"), ("two", b"y")]);
     is(&check(&azures, azures.with_secret("keys")).await, Some(false), "KeyMissing", &["its keys are: one, two"]);
     of("empty", &[("clientSecret", b"\n")]);
-    is(&check(&azures, azures.with_secret("empty")).await, Some(false), "CredentialEmpty", &["key 'clientSecret' is empty"]);
+    is(
+        &check(&azures, azures.with_secret("empty")).await,
+        Some(false),
+        "CredentialEmpty",
+        &["key 'clientSecret' is empty"],
+    );
 
     let (good, other) = (&azures.certificate, credentials::self_signed_rsa("other").unwrap());
     let elliptic = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
@@ -97,8 +103,16 @@ async fn what_the_objects_say() {
     for (pem, reason, message) in [
         (format!("{}{}", good.certificate_pem, other.key_pem), "KeyMismatch", "does not belong to the certificate"),
         (format!("{elliptic_certificate}{}", elliptic.serialize_pem()), "KeyNotRSA", "is not an RSA key"),
-        (format!("{}{}", expired.certificate_pem, expired.key_pem), "CertificateExpired", "the certificate ended 2021-01-01"),
-        (format!("{}{}", to_come.certificate_pem, to_come.key_pem), "CertificateNotYetValid", "this node's clock says 20"),
+        (
+            format!("{}{}", expired.certificate_pem, expired.key_pem),
+            "CertificateExpired",
+            "the certificate ended 2021-01-01",
+        ),
+        (
+            format!("{}{}", to_come.certificate_pem, to_come.key_pem),
+            "CertificateNotYetValid",
+            "this node's clock says 20",
+        ),
         (good.certificate_pem.clone(), "PrivateKeyMissing", "has no private key"),
         (good.key_pem.clone(), "CertificateMissing", "has no certificate"),
         ("nonsense".to_owned(), "CredentialUnreadable", "neither PEM nor a readable PKCS#12"),
@@ -131,14 +145,24 @@ async fn what_entra_says() {
     .unwrap();
     azures.entra.change(&change).unwrap();
     of("old", &[("clientSecret", b"old")]);
-    is(&check(&azures, azures.with_secret("old")).await, Some(false), "CredentialRefused", &["AADSTS7000222", "make a new one"]);
+    is(
+        &check(&azures, azures.with_secret("old")).await,
+        Some(false),
+        "CredentialRefused",
+        &["AADSTS7000222", "make a new one"],
+    );
 
     let mut tenant = azures.with_secret("secret");
     tenant.tenant_id = Some("99999999-9999-9999-9999-999999999999".into());
     is(&check(&azures, tenant).await, Some(false), "TenantNotFound", &["AADSTS90002", "check spec.tenantID"]);
     let mut application = azures.with_secret("secret");
     application.client_id = Some("99999999-9999-9999-9999-999999999999".into());
-    is(&check(&azures, application).await, Some(false), "ApplicationNotFound", &["AADSTS700016", "check spec.clientID"]);
+    is(
+        &check(&azures, application).await,
+        Some(false),
+        "ApplicationNotFound",
+        &["AADSTS700016", "check spec.clientID"],
+    );
 
     azures.entra.set_fault(Fault::Entra503, true);
     is(&check(&azures, azures.with_secret("secret")).await, None, "EntraUnavailable", &["could not be tried", "503"]);
@@ -151,7 +175,7 @@ async fn a_clock_that_is_wrong_is_said_so() {
     let pem = format!("{}{}", azures.certificate.certificate_pem, azures.certificate.key_pem);
     azures.secrets.set("pem", &[("certificate", pem.as_bytes())]);
     let identity = Arc::new(azures.with_certificate("pem"));
-    for (minutes, said) in [(-11, "11 min"), (20, "20 min")] {
+    for (minutes, said) in [(-11, "clock is 11 minutes"), (20, "clock is 20 minutes")] {
         let checked = checker(&azures, SignedDuration::from_mins(minutes)).check(&identity).await;
         let way = if minutes < 0 { "behind Entra's" } else { "ahead of Entra's" };
         is(&checked, Some(false), "ClockSkew", &["AADSTS700024", said, way, "set this node's clock right"]);
@@ -186,8 +210,11 @@ async fn what_only_nodes_can_try_is_unknown_here() {
     let azures = azures().await;
     is(&check(&azures, managed()).await, None, "NoCredential", &[]);
     let mut federated = azures.with_secret("secret");
-    federated.credential =
-        CredentialSource::Federated(Federation { subject: FederatedSubject::Broker, audience: "api://x".into() });
+    federated.credential = CredentialSource::Federated(Federation {
+        subject: FederatedSubject::Broker,
+        audience: "api://x".into(),
+        pod: None,
+    });
     is(&check(&azures, federated).await, None, "TriedByNodes", &[]);
 
     let vault = |reader: &str| {

@@ -18,7 +18,7 @@ use identity_broker::{
     SecretSource, SecretSourceError, TokenError, Tokens, UpstreamConfig,
 };
 use identity_core::lookup::Identity;
-use identity_lab::emulator::{change::Change, credentials};
+use identity_lab::emulator::{Change, credentials};
 use jiff::Timestamp;
 use serde_json::json;
 use support::azures::*;
@@ -113,7 +113,8 @@ impl Bench {
                 failed
             })
         });
-        Pods { stop, asked, pods: pods.collect() }
+        let pods = pods.collect();
+        Pods { stop, asked, pods }
     }
 }
 
@@ -193,14 +194,18 @@ async fn certificates_rotate_and_nobody_notices() {
     for (round, password) in [(1, "one"), (2, "two")] {
         // A wrong one: nobody registered it.
         let stranger = credentials::self_signed_rsa("stranger").unwrap();
-        bench.put(&[("certificate", &credentials::pkcs12(&stranger, password).unwrap()), ("password", password.as_bytes())]);
+        bench.put(&[
+            ("certificate", &credentials::pkcs12(&stranger, password).unwrap()),
+            ("password", password.as_bytes()),
+        ]);
         let (reason, message) = bench.told().await;
         assert!(reason == "CredentialRefused" && message.contains("AADSTS700027"), "{message}");
         pods.ask(50).await;
         // A good one.
         let next = credentials::self_signed_rsa(&format!("round {round}")).unwrap();
         bench.entra(json!({"addCertificate": {"application": WITH_CERTIFICATE, "certificate": next.certificate_pem, "propagationSeconds": 1}}));
-        bench.put(&[("certificate", &credentials::pkcs12(&next, password).unwrap()), ("password", password.as_bytes())]);
+        bench
+            .put(&[("certificate", &credentials::pkcs12(&next, password).unwrap()), ("password", password.as_bytes())]);
         let (reason, message) = bench.told().await;
         assert!(reason == "CredentialRotated" && message.contains("it ends "), "{message}");
         bench.entra(json!({"removeCertificate": {"application": WITH_CERTIFICATE, "certificate": former}}));

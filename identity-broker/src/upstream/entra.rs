@@ -2,12 +2,12 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use http::{
-    HeaderMap, StatusCode,
+    HeaderMap, HeaderValue, StatusCode,
     header::{DATE, RETRY_AFTER},
 };
 use identity_core::lookup::Identity;
@@ -76,7 +76,8 @@ pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Ti
             .add_extra_param("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
             .add_extra_param("client_assertion", assertion);
     }
-    let http = Adapter { clients, date: Mutex::default() };
+    let correlation = uuid::Uuid::new_v4();
+    let http = Adapter { clients, correlation, date: Mutex::default(), request_id: Mutex::default() };
     let answer = exchange.request_async(&http).await;
     let answer = answer.map_err(|error| failure(error, request.credential, http.skew(now)))?;
     let lifetime = answer.expires_in().unwrap_or_default();
@@ -92,10 +93,10 @@ pub(crate) async fn token(clients: &Clients, request: &TokenRequest<'_>, now: Ti
         expires_on,
         now,
         credential: request.version,
-        request_id: None,
+        request_id: lock(&http.request_id).as_deref(),
     });
     let refresh_in = answer.extra_fields().refresh_in.as_ref().and_then(serde_json::Value::as_i64);
-    Ok(token.with_refresh_in(refresh_in))
+    Ok(token.with_refresh_in(refresh_in).with_correlation_id(correlation.to_string()))
 }
 
 #[derive(Serialize)]
@@ -219,8 +220,7 @@ fn failure<E: std::error::Error + 'static>(
 /// How far this node's clock is off, in words.
 fn clock(skew: SignedDuration) -> String {
     let (seconds, way) = (skew.as_secs().unsigned_abs(), if skew.is_negative() { "behind" } else { "ahead of" });
-    let (minutes, seconds) = (seconds / 60, seconds % 60);
-    format!("this node's clock is {minutes} min {seconds} s {way} Entra's: correct it")
+    format!("this node's clock is {} minutes {way} Entra's", (seconds + 30) / 60)
 }
 
 fn transient(message: String, retry_after: Option<Duration>) -> Failure {
@@ -245,14 +245,22 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// `oauth2` sees only answers it can read: 429 and 5xx, whose bodies are anything, end here.
 struct Adapter<'a> {
     clients: &'a Clients,
+    /// Sent along: Entra's sign-in log has it as `correlationId`.
+    correlation: uuid::Uuid,
     /// What time Entra said it was.
     date: Mutex<Option<Timestamp>>,
+    /// Entra's own id of the request.
+    request_id: Mutex<Option<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Adapter<'_> {
     /// By how much the clock is ahead of Entra's, when that is more than Entra grants.
     fn skew(&self, now: Timestamp) -> Option<SignedDuration> {
-        let date = (*self.date.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let date = (*lock(&self.date))?;
         let ahead = now.duration_since(date);
         (ahead.abs() > SKEW).then_some(ahead)
     }
@@ -270,12 +278,17 @@ impl<'c> AsyncHttpClient<'c> for Adapter<'_> {
     type Error = AdapterError;
     type Future = futures::future::BoxFuture<'c, Result<HttpResponse, AdapterError>>;
 
-    fn call(&'c self, request: HttpRequest) -> Self::Future {
+    fn call(&'c self, mut request: HttpRequest) -> Self::Future {
+        if let Ok(id) = HeaderValue::try_from(self.correlation.to_string()) {
+            request.headers_mut().insert("client-request-id", id);
+        }
         Box::pin(async move {
             let answer = self.clients.tls(request).await?;
             let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
             let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp());
-            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = date;
+            *lock(&self.date) = date;
+            let request_id = answer.headers().get("x-ms-request-id").and_then(|id| id.to_str().ok());
+            *lock(&self.request_id) = request_id.map(|id| id.chars().take(64).collect());
             let status = answer.status();
             if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
                 return Err(AdapterError::Status { status, retry_after: retry_after(answer.headers()) });
