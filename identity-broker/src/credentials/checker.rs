@@ -46,8 +46,11 @@ pub struct Checked {
 /// with one) and what their own token proves (federation). The answer then is `None`.
 pub struct Checker<C> {
     azure: Azure<C>,
-    seen: Mutex<HashMap<(Arc<str>, Arc<str>, Arc<str>), Seen>>,
+    seen: Mutex<HashMap<Object, Seen>>,
 }
+
+/// Namespace, name and UID.
+type Object = (Arc<str>, Arc<str>, Arc<str>);
 
 /// A credential, as it was found.
 struct Seen {

@@ -17,6 +17,8 @@ mod source;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod vault_tests;
 mod vaults;
 mod verdict;
 

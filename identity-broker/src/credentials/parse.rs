@@ -227,19 +227,19 @@ fn assemble(
 /// From the leaf by its issuers, without the root; nothing when no issuer is there.
 fn chain(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> {
     let mut chain = vec![leaf];
-    let mut issued = false;
+    let mut certified = false;
     while let Some(last) = chain.last().map(|at| &certificates[*at]) {
         let issuer = certificates.iter().enumerate().position(|(at, other)| {
             !chain.contains(&at) && other.subject() == last.issuer() && last.subject() != last.issuer()
         });
         let Some(at) = issuer.filter(|_| chain.len() < MAX_CHAIN) else { break };
-        issued = true;
+        certified = true;
         if certificates[at].subject() == certificates[at].issuer() {
             break;
         }
         chain.push(at);
     }
-    if issued { chain } else { Vec::new() }
+    if certified { chain } else { Vec::new() }
 }
 
 fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {

@@ -185,6 +185,7 @@ impl Reader {
     }
 
     async fn vault(&self, identity: &Identity, vault: &VaultRef) -> Result<Held, Not> {
+        use vault::Error as E;
         let error = match self.vaults.read(identity, vault).await {
             Ok(bundle) => {
                 let version = version([vault.url.as_bytes(), bundle.origin().as_bytes()]);
@@ -199,7 +200,6 @@ impl Reader {
         let text = format!("AzureIdentity {}/{}: {error}", object.namespace, object.name);
         let retry_after = error.retry_after().unwrap_or(Duration::from_secs(2));
         let told = TokenError::Unavailable { message: text, retry_after };
-        use vault::Error as E;
         Err(match error {
             // For certain. (A role that is missing may be on its way, a name may be resolved again.)
             E::NotFound { .. } | E::Disabled { .. } => Not(Reading::Gone(told), reason),

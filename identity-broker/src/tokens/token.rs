@@ -48,6 +48,7 @@ pub struct Token {
     uti: Option<Box<str>>,
     tenant: Option<Box<str>>,
     request_id: Option<Box<str>>,
+    correlation_id: Option<Box<str>>,
     refresh_in: Option<i64>,
 }
 
@@ -87,8 +88,16 @@ impl Token {
             uti: claims.uti.filter(|uti| uti.len() <= 64).map(Into::into),
             tenant: claims.tid.filter(|tenant| tenant.len() <= 64).map(Into::into),
             request_id: answer.request_id.map(Into::into),
+            correlation_id: None,
             refresh_in: None,
         }
+    }
+
+    /// With the id that was sent along with the request for it.
+    #[must_use]
+    pub fn with_correlation_id(mut self, id: String) -> Self {
+        self.correlation_id = Some(id.into());
+        self
     }
 
     /// With the number of seconds after which the upstream wants it to be refreshed (`refresh_in`).
@@ -141,6 +150,11 @@ impl Token {
     /// The tenant it was issued in, when the token says so.
     pub fn tenant(&self) -> Option<&str> {
         self.tenant.as_deref()
+    }
+
+    /// The id that was sent along with the request for it: `correlationId` in Entra's sign-in log.
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.correlation_id.as_deref()
     }
 
     /// The upstream's id of the request for it.

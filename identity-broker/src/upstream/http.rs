@@ -45,18 +45,59 @@ pub(crate) enum TransportError {
     },
 }
 
+/// How names are found.
+#[cfg(not(test))]
+type Connector = HttpConnector;
+
+/// In unit tests every host is this one: an emulator may be called as the real service is.
+#[cfg(test)]
+type Connector = HttpConnector<loopback::Loopback>;
+
+#[cfg(test)]
+mod loopback {
+    use std::{
+        convert::Infallible,
+        future::{Ready, ready},
+        iter,
+        net::{Ipv4Addr, SocketAddr},
+        task::{Context, Poll},
+    };
+
+    use hyper_util::client::legacy::connect::dns::Name;
+
+    #[derive(Clone, Debug)]
+    pub(super) struct Loopback;
+
+    impl tower::Service<Name> for Loopback {
+        type Response = iter::Once<SocketAddr>;
+        type Error = Infallible;
+        type Future = Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Name) -> Self::Future {
+            ready(Ok(iter::once((Ipv4Addr::LOCALHOST, 0).into())))
+        }
+    }
+}
+
 /// Clients of both upstreams.
 #[derive(Clone, Debug)]
 pub(crate) struct Clients {
-    tls: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    plain: Client<HttpConnector, Full<Bytes>>,
+    tls: Client<HttpsConnector<Connector>, Full<Bytes>>,
+    plain: Client<Connector, Full<Bytes>>,
     timeout: Duration,
 }
 
 impl Clients {
     pub(crate) fn new(tls: rustls::ClientConfig, timeout: Duration) -> Self {
         let connector = || {
+            #[cfg(not(test))]
             let mut connector = HttpConnector::new();
+            #[cfg(test)]
+            let mut connector = HttpConnector::new_with_resolver(loopback::Loopback);
             connector.set_connect_timeout(Some(CONNECT));
             connector.set_nodelay(true);
             connector

@@ -34,6 +34,7 @@ pub(super) enum Op {
     Advance(u64),
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "what is up and what is down")]
 pub(super) struct World {
     pub(super) machine: Rotation,
     pub(super) now: Now,
@@ -191,7 +192,8 @@ impl World {
         };
         let gone = matches!(reading, Reading::Gone(_));
         if gone {
-            (self.proven.clear(), self.refused.clear());
+            self.proven.clear();
+            self.refused.clear();
         }
         self.handle(Input::Read(reading));
         assert!(!gone || self.machine.current().is_none(), "what is gone is used");
@@ -234,6 +236,7 @@ impl World {
         self.now.mono = to;
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "as the machine's own")]
     fn handle(&mut self, input: Input) {
         let before = self.machine.current();
         let mut effects = Vec::new();
@@ -287,7 +290,11 @@ impl World {
         assert_eq!(*candidate, version);
         if let Some(last) = tries.last() {
             let least = if self.called_refused && !self.demanded { config.refused_retry } else { config.retry };
-            assert!(now >= *last + least.mul_f64(0.74), "{version} is tried again after {:?}", now - *last);
+            assert!(
+                now >= *last + least.mul_f64(0.74),
+                "{version} is tried again after {:?}",
+                now.saturating_sub(*last)
+            );
         }
         self.demanded = false;
         tries.push(now);

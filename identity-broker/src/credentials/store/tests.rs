@@ -9,6 +9,7 @@ use crate::{
     credentials::testing,
     secrets::{SecretData, SecretSource, SecretSourceError},
     tokens::{Refusal, RefusalKind},
+    vault::VaultSuffixes,
 };
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -112,7 +113,7 @@ fn bench(followed: bool) -> Bench {
     let metrics = Arc::new(Metrics::new(&mut registry));
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     let tls = tls.with_safe_default_protocol_versions().unwrap().with_root_certificates(rustls::RootCertStore::empty());
-    let vaults = crate::vault::Reader::new(tls.with_no_client_auth(), Duration::from_secs(1), Default::default());
+    let vaults = crate::vault::Reader::new(tls.with_no_client_auth(), Duration::from_secs(1), VaultSuffixes::default());
     let sources = Sources::from(Arc::clone(&source));
     let reader = Reader::new(sources, vaults, Weak::<NoTokens>::new(), Arc::clone(&clock));
     let tries = Arc::clone(&entra) as Arc<dyn Try>;
