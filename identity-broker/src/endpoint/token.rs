@@ -179,6 +179,7 @@ where
             token_id: Some(token.id()),
             uti: token.uti(),
             upstream_request_id: token.request_id(),
+            correlation_id: token.correlation_id(),
             ..AuditRecord::new(now, Verdict::Issued, Reason::Issued, connection.peer.ip(), &request.resource)
         };
         if let Err(error) = self.audit.record(&record).await {
