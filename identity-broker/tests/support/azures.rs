@@ -80,7 +80,17 @@ pub async fn azures_living(seconds: u32) -> Azures {
     azures_of(&json!([]), seconds).await
 }
 
+/// With issuers whose tokens Entra trusts.
+pub async fn azures_trusting(issuers: &Value) -> Azures {
+    let managed = json!([{"resourceId": RESOURCE_ID, "clientId": MANAGED, "tenantId": TENANT}]);
+    azures_with_issuers(&managed, 3600, issuers).await
+}
+
 async fn azures_of(managed: &Value, entra_lifetime: u32) -> Azures {
+    azures_with_issuers(managed, entra_lifetime, &json!([])).await
+}
+
+async fn azures_with_issuers(managed: &Value, entra_lifetime: u32, issuers: &Value) -> Azures {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let authority = ca::Authority::generate().unwrap();
     let server = authority.issue(&["localhost"]).unwrap();
@@ -95,6 +105,7 @@ async fn azures_of(managed: &Value, entra_lifetime: u32) -> Azures {
                 {"clientId": WITH_CERTIFICATE, "certificates": [certificate.certificate_pem]},
             ]}],
             "managedIdentities": managed,
+            "issuers": issuers,
             "unknownResources": ["https://nowhere.example"],
         },
     }))
