@@ -131,6 +131,20 @@ mod tests {
                 "matchLabels": {"Any": "key"}, "matchExpressions": [{"key": "k", "operator": "In", "values": ["v"]}]},
         }});
         assert_eq!(unknown("AzureIdentityBinding", &binding), [""; 0]);
+        let identity = json!({"spec": {
+            "keyVault": {"vaultURL": "u", "secretName": "s", "certificateName": "c", "version": "v", "identityRef": "i"},
+            "federated": {"subject": "Pod", "audience": "a"},
+            "timeBox": {"notBefore": "b", "notAfter": "a",
+                "windows": [{"schedule": "s", "duration": "d", "timeZone": "z", "excludeDates": ["d"]}],
+                "grant": {"required": true, "maxDuration": "m", "minApprovals": 1,
+                    "approvers": {"users": ["u"], "groups": ["g"]}}},
+        }});
+        assert_eq!(unknown("AzureIdentity", &identity), [""; 0]);
+        let grant = json!({"spec": {
+            "bindingName": "b", "podName": "p", "reason": "r", "duration": "d", "requestedBy": "a",
+            "requesterGroups": ["g"], "approvals": [{"by": "b", "groups": ["g"]}],
+            "denied": {"by": "b", "reason": "r"}, "revoked": {"by": "b", "reason": "r"}}});
+        assert_eq!(unknown("AzureIdentityGrant", &grant), [""; 0]);
         let assigned = json!({
             "metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]},
             "spec": {"azureIdentityRef": {"anything": {"at": "all"}}, "podUID": "u"},
@@ -145,6 +159,31 @@ mod tests {
             unknown("AzureIdentityBinding", &binding),
             [
                 "spec.podSelector.matchExpressions[0].Operator: unknown field; did you mean `operator`? Keys are case-sensitive"
+            ]
+        );
+    }
+
+    #[test]
+    fn looks_inside_what_is_new() {
+        let wrong = json!({"spec": {
+            "keyVault": {"vaultUrl": "u"}, "federated": {"issuer": "i"},
+            "timeBox": {"notbefore": "b", "windows": [{"timezone": "z"}], "grant": {"approvers": {"user": ["u"]}}}}});
+        assert_eq!(
+            unknown("AzureIdentity", &wrong),
+            [
+                "spec.federated.issuer: unknown field; known here: audience, subject",
+                "spec.keyVault.vaultUrl: unknown field; did you mean `vaultURL`? Keys are case-sensitive",
+                "spec.timeBox.grant.approvers.user: unknown field; did you mean `users`?",
+                "spec.timeBox.notbefore: unknown field; did you mean `notBefore`? Keys are case-sensitive",
+                "spec.timeBox.windows[0].timezone: unknown field; did you mean `timeZone`? Keys are case-sensitive",
+            ]
+        );
+        let wrong = json!({"spec": {"approvals": [{"user": "u"}], "revoked": {"because": "r"}}});
+        assert_eq!(
+            unknown("AzureIdentityGrant", &wrong),
+            [
+                "spec.approvals[0].user: unknown field; known here: by, groups",
+                "spec.revoked.because: unknown field; known here: by, reason",
             ]
         );
     }

@@ -380,6 +380,7 @@ async fn whoever_binds_needs_the_right_to_use(plane: &ControlPlane, world: &Worl
 }
 
 async fn the_node_makes_tokens_for_entra_alone(plane: &ControlPlane, world: &World) {
+    const TOKEN: &str = "/api/v1/namespaces/default/serviceaccounts/demo/token";
     let namespaced = |kind: &str, name: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}});
     post(&world.admin, "/api/v1/namespaces/default/serviceaccounts", "", &namespaced("ServiceAccount", "demo"))
         .await
@@ -389,7 +390,6 @@ async fn the_node_makes_tokens_for_entra_alone(plane: &ControlPlane, world: &Wor
     let pod = post(&world.admin, "/api/v1/namespaces/default/pods", "", &pod).await.unwrap();
     let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "demo", "uid": pod["metadata"]["uid"]});
 
-    const TOKEN: &str = "/api/v1/namespaces/default/serviceaccounts/demo/token";
     let entra = json!(["api://AzureADTokenExchange"]);
     let request = |spec: Value| json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
     let right = request(json!({"audiences": entra, "boundObjectRef": bound, "expirationSeconds": 3600}));

@@ -92,4 +92,35 @@ proptest! {
             prop_assert!(violation.field.starts_with("spec."));
         }
     }
+
+    #[test]
+    fn validate_never_panics_on_a_time_box(
+        (from, to, zone) in (text(), text(), text()),
+        (schedule, duration, longest) in (".{0,40}", "[0-9hms.-]{0,12}", "[0-9hms.é-]{0,12}"),
+        (dates, users, groups) in (list(), list(), list()),
+        (required, approvals) in (any::<Option<bool>>(), any::<Option<i32>>()),
+    ) {
+        let time_box = json!({"notBefore": from, "notAfter": to,
+            "windows": [{"schedule": schedule, "duration": duration, "timeZone": zone, "excludeDates": dates}],
+            "grant": {"required": required, "maxDuration": longest, "minApprovals": approvals,
+                "approvers": {"users": users, "groups": groups}}});
+        let spec = json!({"azureIdentity": "a", "selector": "s", "timeBox": time_box});
+        for violation in validate("AzureIdentityBinding", spec) {
+            prop_assert!(violation.field.starts_with("spec.timeBox."), "{violation}");
+        }
+    }
+
+    #[test]
+    fn validate_never_panics_on_a_grant(
+        (binding, reason, duration, requester) in (".{0,20}", ".{0,20}", ".{0,20}", ".{0,20}"),
+        (pod, groups, by) in (text(), list(), prop::collection::vec(".{0,20}", 0..20)),
+    ) {
+        let approvals: Vec<_> = by.iter().map(|by| json!({"by": by, "groups": groups})).collect();
+        let spec = json!({"bindingName": binding, "podName": pod, "reason": reason, "duration": duration,
+            "requestedBy": requester, "approvals": approvals, "denied": {"by": by.first()}});
+        let spec = if by.is_empty() { json!({"bindingName": binding}) } else { spec };
+        for violation in validate("AzureIdentityGrant", spec) {
+            prop_assert!(violation.field.starts_with("spec."));
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Time boxes and grants.
 
+#![expect(clippy::needless_pass_by_value, reason = "reads better in the table")]
+
 use serde_json::{Value, json};
 
 use super::{

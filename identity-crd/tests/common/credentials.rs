@@ -1,5 +1,7 @@
 //! Where a credential is: Key Vault, federation, and what excludes what.
 
+#![expect(clippy::needless_pass_by_value, reason = "reads better in the table")]
+
 use serde_json::{Value, json};
 
 use super::{
