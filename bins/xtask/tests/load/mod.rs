@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) asked: u64,
     pub(crate) failed: u64,
     pub(crate) failures: Vec<Failure>,
+    /// Unix time.
+    pub(crate) last_failure: Option<f64>,
     pub(crate) connections: u64,
     /// Of the tokens it was given, what the one that was nearest to its end had left.
     pub(crate) least_life: Option<f64>,

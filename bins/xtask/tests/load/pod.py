@@ -22,6 +22,7 @@ def until_told():
 
 threading.Thread(target=until_told, daemon=True).start()
 
+last_failure = None
 asked, failures, failed, times, tokens, connections = 0, [], 0, [], {}, 0
 connection = None
 least_life = None
@@ -59,6 +60,7 @@ while True:
     times.append(time.monotonic() - due)
     if problem is not None:
         failed += 1
+        last_failure = time.time()
         if len(failures) < 20:
             failures.append({"at": time.time(), "problem": problem})
 
@@ -68,6 +70,7 @@ json.dump(
         "asked": asked,
         "failed": failed,
         "failures": failures,
+        "lastFailure": last_failure,
         "connections": connections,
         "leastLife": least_life,
         "p50": times[len(times) // 2] if times else 0,
