@@ -74,7 +74,7 @@ pub enum AssertionError {
     /// The operator did not allow tokens in pods' names.
     #[error(
         "spec.federated.subject Pod is off on this node, because it needs the right to make tokens of pods' service accounts: the \
-         operator may turn it on with --pod-assertions (docs/federation.md says what that means), or use the subject Broker"
+         operator may turn it on with --federated-pod-subjects (docs/federation.md says what that means), or use the subject Broker"
     )]
     PodsNotAllowed,
     /// A pod's own token is wanted, and nobody said which pod asks. The controller, which serves none, sees this.

@@ -55,7 +55,7 @@ pub enum Error {
     /// This account may not make it.
     #[error(
         "not allowed to make a token of service account {service_account} for pod {pod}: grant verb `create` on resource \
-         `serviceaccounts/token`, by the account's name, to the node's account (examples/pod-tokens/role.yaml), and see that \
+         `serviceaccounts/token`, by the account's name, to the node's account (examples/federated-pod/role.yaml), and see that \
          deploy/admission-policy-tokens.yaml allows the audience. The API server said: {message}"
     )]
     Forbidden {
