@@ -16,6 +16,8 @@ impl<C: Clock> Check for Tried<C> {
     fn check<'a>(&'a self, identity: &'a Arc<Identity>) -> BoxFuture<'a, Checked> {
         async move {
             let identity_broker::Checked { ready, reason, message, expires } = self.0.check(identity).await;
+            // Whether the nodes may is another question.
+            let ready = ready.filter(|_| reason != "SecretForbidden");
             Checked { ready, reason: reason.to_owned(), message, expires }
         }
         .boxed()

@@ -13,11 +13,18 @@ impl Index {
         if verdict.uid != meta.uid || verdict.generation != meta.generation {
             return;
         }
-        if state.credential.as_ref() != Some(&verdict) {
+        if state.credential.as_ref().is_none_or(|there| is_news(there, &verdict)) {
             state.credential = Some(verdict);
             self.statuses.dirty.insert(StatusTarget::Identity(key));
         }
     }
+}
+
+/// In other words only, it is news only where something is wrong: how Entra cannot be reached changes by the minute.
+fn is_news(there: &CredentialVerdict, verdict: &CredentialVerdict) -> bool {
+    let said =
+        |verdict: &CredentialVerdict| (verdict.generation, verdict.ready, verdict.reason.clone(), verdict.expires);
+    said(there) != said(verdict) || (verdict.ready == Some(false) && there.message != verdict.message)
 }
 
 impl IdentityState {

@@ -147,6 +147,12 @@ impl Index {
         }
         let usable = Identity::read(&object, self.options.cluster_wide).map(|_| ());
         let former = self.identities.remove(&key);
+        if former.as_ref().is_some_and(|state| state.embedded.metadata.uid != embedded.metadata.uid) {
+            // Another one of that name: what is under way concerns its predecessor.
+            let target = StatusTarget::Identity(key.clone());
+            self.statuses.forget(&target);
+            self.statuses.dirty.insert(target);
+        }
         let credential =
             former.filter(|state| state.embedded.metadata == embedded.metadata).and_then(|state| state.credential);
         self.identities.insert(key.clone(), IdentityState { object, embedded, namespaced, usable, credential });

@@ -2,7 +2,7 @@
 //! objects to put into it. Real servers are for the tests of the binaries; this one stops time and breaks at will.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard},
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::observe::{Observer, WriteOutcome};
-use crate::pod::Pod;
+use crate::{object::ObjectKey, pod::Pod};
 
 pub(crate) const PATIENCE: Duration = Duration::from_mins(10);
 pub(crate) const ASSIGNED: &str = "azureassignedidentities";
@@ -407,6 +407,8 @@ pub(crate) struct Told {
     pub(crate) writes: Mutex<Vec<(&'static str, WriteOutcome)>>,
     pub(crate) relisted: Mutex<Vec<&'static str>>,
     pub(crate) failed: Mutex<Vec<&'static str>>,
+    /// Identities of whose credentials something is known.
+    pub(crate) credentials: Mutex<BTreeSet<ObjectKey>>,
 }
 
 impl Told {
@@ -426,6 +428,14 @@ impl Observer for Told {
 
     fn watch_failed(&self, kind: &'static str) {
         self.failed.lock().unwrap().push(kind);
+    }
+
+    fn credential(&self, identity: &ObjectKey, _: Option<bool>, _: Option<jiff::Timestamp>) {
+        self.credentials.lock().unwrap().insert(identity.clone());
+    }
+
+    fn credential_gone(&self, identity: &ObjectKey) {
+        self.credentials.lock().unwrap().remove(identity);
     }
 }
 
