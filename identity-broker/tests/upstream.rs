@@ -263,3 +263,19 @@ async fn many_at_once_stay_within_what_imds_bears() {
     }
     assert!(azures.entra.requests().iter().all(|request| request.status == 200));
 }
+
+/// It does not say for how long: a moment, for all identities.
+#[tokio::test]
+async fn when_imds_throttles_nobody_asks_it_for_a_moment() {
+    let azures = azures().await;
+    let client = azures.client_with(|config| config.attempts = 1);
+    azures.entra.set_fault(Fault::Imds429Once, true);
+    unavailable(fetch(&client, managed(), VAULT).await);
+    azures.entra.set_fault(Fault::Imds429Once, false);
+    let mut another = managed();
+    another.object = support::identity("another", another.kind).object;
+    fetch(&client, another, "https://storage.azure.com").await.unwrap();
+    let times: Vec<_> = azures.entra.requests().iter().map(|request| request.time).collect();
+    let pause = times[1].duration_since(times[0]);
+    assert!(pause >= jiff::SignedDuration::from_millis(900), "{pause:?}");
+}

@@ -297,3 +297,7 @@ impl<'c> AsyncHttpClient<'c> for Adapter<'_> {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "entra_tests.rs"]
+mod tests;

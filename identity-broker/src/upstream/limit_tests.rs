@@ -132,6 +132,34 @@ async fn no_place_is_lost_or_made() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn exempted_pods_and_managed_identities_share_what_imds_bears() {
+    let limit = Limit::new(IMDS);
+    let budget = ImdsBudget::of(limit.clone());
+    let (wait, mut turns) = (Duration::from_secs(60), Vec::new());
+    for n in 0..60 {
+        if n % 2 == 0 {
+            drop(turn(&limit, 0).await)
+        } else {
+            drop(budget.turn("ns", "pod", wait).await.unwrap())
+        }
+        turns.push(Instant::now());
+    }
+    assert!(turns[59] - turns[0] >= Duration::from_secs(4), "{:?}", turns[59] - turns[0]);
+    // No more at a time.
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(turn(&limit, 0).await);
+    }
+    assert_eq!(budget.turn("ns", "pod", Duration::from_secs(1)).await.err(), Some(Duration::from_secs(2)));
+    drop(held);
+    // What one of them is told counts for both.
+    budget.pause(Duration::from_mins(5));
+    let pause = budget.turn("ns", "pod", Duration::from_secs(1)).await.err().unwrap();
+    assert!(pause > Duration::from_mins(4), "{pause:?}");
+    assert!(matches!(limit.turn(who(1), &mut urgent(), Instant::now()).await, Err(NoTurn::Paused(_))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn tenants_have_their_own_and_are_bounded() {
     let tenants = Tenants::new(IMDS);
     tenants.of(1).pause(Duration::from_hours(1));

@@ -173,8 +173,7 @@ impl World {
                 }
                 Outlook::Wait => {
                     assert!(self.reading.is_some() || self.trying.is_some(), "waiting for nothing");
-                    self.deliver_read();
-                    self.deliver_try();
+                    if self.reading.is_some() { self.deliver_read() } else { self.deliver_try() }
                 }
                 Outlook::None(_) => return None,
             }

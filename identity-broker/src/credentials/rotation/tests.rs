@@ -181,6 +181,27 @@ fn what_cannot_be_used_and_what_cannot_be_read_changes_nothing() {
 }
 
 #[test]
+fn a_reading_that_failed_is_repeated_by_itself() {
+    for freshness in [Freshness::Followed, POLLED] {
+        let mut world = working(freshness);
+        world.apply(Op::Source(false));
+        world.apply(Op::Put(Some(0)));
+        let reads = world.reads;
+        for _ in 0..20 {
+            settle(&mut world);
+            world.advance(MINUTE);
+        }
+        assert!((5..=25).contains(&(world.reads - reads)), "{}", world.reads - reads);
+        world.apply(Op::Source(true));
+        for _ in 0..10 {
+            settle(&mut world);
+            world.advance(MINUTE);
+        }
+        assert_eq!(world.machine.current(), Some(2), "{freshness:?}");
+    }
+}
+
+#[test]
 fn the_source_is_read_in_measure() {
     // Followed, it is read when it changes.
     let mut world = working(Freshness::Followed);
