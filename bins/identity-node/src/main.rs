@@ -17,7 +17,8 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use identity_broker::{
-    Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, Metrics, ServerConfig, Sources, UpstreamConfig,
+    Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, Metrics, RotationConfig, ServerConfig, Sources,
+    UpstreamConfig,
     federated::{Assertions, PodTokens, TokenFile},
     metadata::{Passthrough, PassthroughConfig},
     serve,
@@ -95,8 +96,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..node::Config::new(name.clone())
     };
 
-    let upstream =
-        UpstreamConfig { metadata_endpoint: args.tokens.metadata_endpoint.clone(), ..args.upstream.config() };
+    let upstream = UpstreamConfig {
+        metadata_endpoint: args.tokens.metadata_endpoint.clone(),
+        rotation: RotationConfig {
+            vault_poll: args.tokens.vault_poll,
+            propagation: args.tokens.credential_propagation,
+            ..RotationConfig::default()
+        },
+        ..args.upstream.config()
+    };
     let follow_secrets = secrets::Config { observer: observer.clone(), ..secrets::Config::default() };
     let pod_tokens = pod_tokens(&args, &source)?;
     let sources = Sources {
