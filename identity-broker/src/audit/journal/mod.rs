@@ -34,6 +34,8 @@ pub mod encode;
 mod key;
 mod queue;
 mod reader;
+mod shared;
+mod syncing;
 pub mod verify;
 mod writer;
 
@@ -58,7 +60,9 @@ pub use reader::{Cursor, Item, Reader};
 use self::{
     directory::Directory,
     queue::Queue,
-    writer::{Closed, Counts, Held, Shared, Syncing, Writer},
+    shared::{Closed, Counts, Held, Shared},
+    syncing::Syncing,
+    writer::Writer,
 };
 use super::{AuditError, AuditRecord, AuditSink};
 use crate::clock::Clock;

@@ -1,26 +1,25 @@
-//! The thread that writes, and the one that syncs. No request waits for a lock that is held while a disk works.
+//! The thread that writes. No request waits for a lock that is held while a disk works.
 
 use std::{
     fs::File,
     io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::watch;
 
 use super::{
     JournalConfig,
     chain::Head,
-    directory::{Directory, Recovered},
+    directory::Recovered,
     encode::{Encoder, Note},
-    key::Checkpoint,
-    queue::{Outcome, Queue, Taken, lock},
+    queue::{Outcome, Taken},
+    shared::{Held, Shared},
 };
 use crate::clock::Clock;
 
@@ -32,124 +31,9 @@ const GATHER: Duration = Duration::from_micros(200);
 /// order.
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(1);
 
-/// What handle and threads share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) queue: Queue,
-    pub(super) counts: Counts,
-    pub(super) syncing: Syncing,
-    pub(super) written: watch::Sender<u64>,
-    pub(super) checkpoints: watch::Sender<Option<Checkpoint>>,
-    pub(super) closed: watch::Sender<bool>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) records: AtomicU64,
-    pub(super) bytes: AtomicU64,
-    pub(super) writes: AtomicU64,
-    pub(super) lost: AtomicU64,
-    pub(super) seq: AtomicU64,
-    pub(super) synced: AtomicU64,
-    pub(super) syncs: AtomicU64,
-    pub(super) file: AtomicU64,
-    pub(super) failing: AtomicU64,
-}
-
 fn add(counter: &AtomicU64, number: usize) {
     counter.fetch_add(number as u64, Ordering::Relaxed);
 }
-
-/// The directory, as long as a thread needs it; then the lock is given back, and that is said.
-#[derive(Debug)]
-pub(super) struct Held {
-    // In this order: fields are dropped from the first to the last.
-    pub(super) directory: Directory,
-    pub(super) _closed: Closed,
-}
-
-#[derive(Debug)]
-pub(super) struct Closed(pub(super) Arc<Shared>);
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        self.0.closed.send_replace(true);
-    }
-}
-
-// === Syncing ===
-
-/// What is written, and not known to be on the disk yet.
-#[derive(Debug, Default)]
-pub(super) struct Syncing {
-    state: Mutex<Unsynced>,
-    changed: Condvar,
-    /// A sync that failed: file, and why. The kernel forgets what it could not write, so that trying again proves nothing.
-    failed: Mutex<Option<(u64, String)>>,
-}
-
-#[derive(Debug, Default)]
-struct Unsynced {
-    files: Vec<(u64, Arc<File>)>,
-    names: bool,
-    seq: u64,
-    stop: bool,
-}
-
-impl Syncing {
-    fn dirty(&self, number: u64, file: &Arc<File>, seq: u64, names: bool) {
-        let mut state = lock(&self.state);
-        let first = state.files.is_empty();
-        if state.files.last().is_none_or(|(last, _)| *last != number) {
-            state.files.push((number, Arc::clone(file)));
-        }
-        state.seq = seq;
-        state.names |= names;
-        drop(state);
-        if first {
-            self.changed.notify_one();
-        }
-    }
-
-    fn stop(&self) {
-        lock(&self.state).stop = true;
-        self.changed.notify_one();
-    }
-
-    /// The thread: syncs what is dirty, once in each `interval`.
-    pub(super) fn run(shared: &Shared, held: &Held, interval: Duration) {
-        let this = &shared.syncing;
-        loop {
-            let state = lock(&this.state);
-            let state = this.changed.wait_while(state, |state| state.files.is_empty() && !state.stop);
-            let state = state.unwrap_or_else(PoisonError::into_inner);
-            let waited = this.changed.wait_timeout_while(state, interval, |state| !state.stop);
-            let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            let (files, names, seq) = (std::mem::take(&mut state.files), std::mem::take(&mut state.names), state.seq);
-            let stop = state.stop;
-            drop(state);
-            if stop && files.is_empty() {
-                return;
-            }
-            let mut all = true;
-            for (number, file) in files {
-                if let Err(error) = file.sync_data() {
-                    all = false;
-                    *lock(&this.failed) = Some((number, error.to_string()));
-                }
-            }
-            if names && let Err(error) = held.directory.sync() {
-                tracing::warn!(%error, "the directory of the audit journal cannot be synced");
-            }
-            if all {
-                shared.counts.synced.fetch_max(seq, Ordering::Relaxed);
-            }
-            shared.counts.syncs.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-// === Writing ===
 
 /// The file that is written.
 #[derive(Debug)]
@@ -378,7 +262,7 @@ impl Writer {
                 match open.file.sync_data() {
                     Ok(()) => counts.synced.store(self.encoder.head.seq, Ordering::Relaxed),
                     Err(error) => {
-                        *lock(&self.shared.syncing.failed) = Some((open.number, error.to_string()));
+                        self.shared.syncing.fail(open.number, &error);
                         (complete, result) = (0, Err(error));
                     }
                 }
@@ -416,7 +300,7 @@ impl Writer {
             open.file.set_len(open.length)?;
             self.torn = false;
         }
-        let mut wrong = lock(&self.shared.syncing.failed).take().map(|(file, error)| {
+        let mut wrong = self.shared.syncing.take_failure().map(|(file, error)| {
             let text = format!("sync: {error}; what was written lately may be missing after a power failure");
             Unsaid::Damage { file, text }
         });
