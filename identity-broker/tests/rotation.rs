@@ -113,15 +113,15 @@ impl Bench {
                 failed
             })
         });
-        let pods = pods.collect();
-        Pods { stop, asked, pods }
+        let tasks = pods.collect();
+        Pods { stop, asked, tasks }
     }
 }
 
 struct Pods {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
-    pods: Vec<tokio::task::JoinHandle<Vec<TokenError>>>,
+    tasks: Vec<tokio::task::JoinHandle<Vec<TokenError>>>,
 }
 
 impl Pods {
@@ -138,7 +138,7 @@ impl Pods {
 
     async fn end(self) {
         self.stop.store(true, Ordering::SeqCst);
-        for pod in self.pods {
+        for pod in self.tasks {
             let failed = pod.await.unwrap();
             assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed.first());
         }
