@@ -73,7 +73,7 @@ impl Backend for Upstream {
         if resource == "down" {
             return Err(TokenError::Unavailable {
                 message: String::new(),
-                retry_after: std::time::Duration::from_secs(60),
+                retry_after: std::time::Duration::from_mins(1),
             });
         }
         let expires_on = Timestamp::from_second(1_800_003_600).unwrap();
