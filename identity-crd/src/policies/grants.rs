@@ -118,6 +118,8 @@ pub fn grants(controllers: &[&str]) -> Policy {
 /// try. What opens a binding is judged by the controller in any case, so nothing depends on this policy but `denied` and
 /// `revoked` being left to those they belong to.
 ///
+/// What is not true ([`grants`] says so) is not looked at: which of two policies gets to speak is nobody's choice.
+///
 /// A policy cannot look up one object by name, so it is evaluated for each binding of the namespace, and all but one do
 /// not mind.
 pub fn approvers() -> Policy {
@@ -143,6 +145,8 @@ pub fn approvers() -> Policy {
         validations: Some(vec![
             worded(
                 "!variables.concerned || variables.caller in variables.users || variables.added.all(a, \
+                 a.?by.orValue('') != variables.caller || \
+                 !a.?groups.orValue([]).all(g, g in variables.groups) || \
                  a.?groups.orValue([]).exists(g, g in variables.approverGroups))",
                 "spec.approvals: you are not an approver of this binding, or do not name the group that makes you one",
                 "'spec.approvals: ' + variables.caller + ' is not an approver of AzureIdentityBinding ' + \
@@ -150,8 +154,8 @@ pub fn approvers() -> Policy {
                  users [' + variables.users.join(', ') + '] and groups [' + variables.approverGroups.join(', ') + ']'",
             ),
             worded(
-                "!variables.concerned || ['denied', 'revoked'].all(f, object.spec[?f] == oldObject.spec[?f]) || \
-                 variables.caller == object.spec.?requestedBy.orValue('') || variables.caller in variables.users || \
+                "!variables.concerned || ['denied', 'revoked'].all(f, object.spec[?f] == oldObject.spec[?f] || \
+                 object.spec[?f].?by.orValue('') != variables.caller) || variables.caller == object.spec.?requestedBy.orValue('') || variables.caller in variables.users || \
                  variables.groups.exists(g, g in variables.approverGroups)",
                 "spec.denied and spec.revoked are for approvers of the binding and for the requester",
                 "'spec.denied and spec.revoked are for the requester and the approvers of AzureIdentityBinding ' + \
