@@ -195,13 +195,13 @@ impl Node {
             }
             Event::PodDeleted(key) => {
                 self.index.delete_pod(&key);
-                self.ledger.pod(key, None);
+                self.ledger.pod(&key, None);
             }
             Event::Relist(Relist::Pods(all)) => {
                 self.pods = true;
                 let listed: HashSet<ObjectKey> = all.iter().map(Pod::key).collect();
                 for key in gone(self.ledger.pods(), &listed) {
-                    self.ledger.pod(key, None);
+                    self.ledger.pod(&key, None);
                 }
                 for pod in &all {
                     self.note_pod(pod);
@@ -255,7 +255,7 @@ impl Node {
 
     fn note_pod(&mut self, pod: &Pod) {
         let uid = (!pod.phase.is_finished()).then(|| pod.reference.uid.clone());
-        self.ledger.pod(pod.key(), uid);
+        self.ledger.pod(&pod.key(), uid);
     }
 
     fn note_assignment(&mut self, key: &ObjectKey) {

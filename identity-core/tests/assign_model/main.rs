@@ -168,7 +168,7 @@ impl World {
             }
             Event::Assigned(object) => self.hear_of(assigned_key(object)),
             Event::AssignedDeleted { key, .. } => self.hear_of(key.clone()),
-            Event::Relist(_) => {}
+            Event::Credential(_) | Event::Relist(_) => {}
         }
         self.index.apply(event);
     }

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use identity_core::{assign::Event, object::ObjectKey, pod::PodPhase};
+use identity_core::{
+    assign::{CredentialVerdict, Event},
+    object::ObjectKey,
+    pod::PodPhase,
+};
 use identity_crd::AzureAssignedIdentity;
 use jiff::SignedDuration;
 use proptest::prelude::*;
@@ -39,6 +43,7 @@ pub(crate) enum Op {
     Execute { which: u8, fate: u8 },
     Forget,
     Advance(u8),
+    Judge { i: u8, generation: i64, ready: Option<bool> },
 }
 
 pub(crate) fn op() -> impl Strategy<Value = Op> {
@@ -69,6 +74,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         10 => (i(), 0..8u8).prop_map(|(which, fate)| Op::Execute { which, fate }),
         1 => Just(Op::Forget),
         2 => (0..90u8).prop_map(Op::Advance),
+        2 => (i(), 0..4i64, any::<Option<bool>>()).prop_map(|(i, generation, ready)| Op::Judge { i, generation, ready }),
     ]
 }
 impl World {
@@ -223,6 +229,20 @@ impl World {
                 }
             }
             Op::Relist(kind) => self.relist(kind),
+            // What is thought of a credential takes nothing from a pod, and gives it nothing.
+            Op::Judge { i, generation, ready } => {
+                let identity = name_of(i);
+                let uid = self.identities.get(&identity).and_then(|object| object.metadata.uid.clone());
+                self.index.apply(Event::Credential(Box::new(CredentialVerdict {
+                    identity,
+                    uid,
+                    generation: Some(generation),
+                    ready,
+                    reason: "Reason".into(),
+                    message: String::new(),
+                    expires: None,
+                })));
+            }
             Op::Plan => self.plan(),
             Op::Execute { which, fate } => {
                 if !self.flying.is_empty() {

@@ -64,6 +64,10 @@ impl Controller {
             "--log-format=json".to_owned(),
             "--log-level=info,identity_core=debug".to_owned(),
         ];
+        if !flags.iter().any(|flag| flag.starts_with("--credential-interval")) {
+            // What it costs to try credentials is another test's business.
+            arguments.push("--credential-interval=0s".to_owned());
+        }
         arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
         let keeper = Keeper::new().unwrap();
         let binary = Path::new(env!("CARGO_BIN_EXE_identity-controller"));
@@ -122,6 +126,11 @@ impl Controller {
         let text = String::from_utf8_lossy(&text);
         let lines = text.lines().filter(|line| words.iter().all(|word| line.contains(word)));
         lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The whole log.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

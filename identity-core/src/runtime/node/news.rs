@@ -51,13 +51,13 @@ impl Ledger {
     }
 
     /// Which pod has this name now, if one has that has not finished.
-    pub(super) fn pod(&mut self, key: ObjectKey, uid: Option<Arc<str>>) {
+    pub(super) fn pod(&mut self, key: &ObjectKey, uid: Option<Arc<str>>) {
         let former = match uid {
             Some(uid) => self.pods.insert(key.clone(), uid),
-            None => self.pods.remove(&key),
+            None => self.pods.remove(key),
         };
         if let Some(former) = former
-            && self.pods.get(&key) != Some(&former)
+            && self.pods.get(key) != Some(&former)
         {
             self.gone.insert(former);
         }
@@ -154,6 +154,7 @@ mod tests {
         all
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as the ledger takes it")]
     fn at(name: &str, generation: i64) -> Option<Arc<Identity>> {
         let mut object = identity(name);
         object["metadata"]["generation"] = generation.into();
@@ -185,18 +186,18 @@ mod tests {
     #[test]
     fn what_comes_back_within_a_burst_is_no_news() {
         let (mut ledger, mut news) = rig();
-        ledger.pod(key("p"), Some("u".into()));
+        ledger.pod(&key("p"), Some("u".into()));
         ledger.assignment(&key("1"), at("a", 1));
         ledger.tell();
         told(&mut news);
         ledger.assignment(&key("1"), None);
         ledger.assignment(&key("1"), at("a", 1));
-        ledger.pod(key("p"), None);
-        ledger.pod(key("p"), Some("u".into()));
+        ledger.pod(&key("p"), None);
+        ledger.pod(&key("p"), Some("u".into()));
         ledger.tell();
         assert!(told(&mut news).is_empty());
         // Another pod of the same name is another pod.
-        ledger.pod(key("p"), Some("v".into()));
+        ledger.pod(&key("p"), Some("v".into()));
         ledger.tell();
         assert_eq!(told(&mut news), ["pod u gone"]);
     }

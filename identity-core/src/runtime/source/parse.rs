@@ -110,6 +110,7 @@ impl fmt::Display for Key {
 }
 
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a directory holds few, and most are of the large kinds")]
 pub(super) enum Object {
     Pod(Pod),
     Secret(Arc<SecretData>),
