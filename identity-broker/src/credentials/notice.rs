@@ -3,6 +3,7 @@
 use identity_core::lookup::ObjectRef;
 use jiff::Timestamp;
 
+use super::verdict::{Verdict, explain};
 use crate::tokens::TokenError;
 
 /// What people should be told: a log line, and an Event on the `AzureIdentity`. Holds no secret.
@@ -77,8 +78,11 @@ impl Notice {
 
     /// In a word, as the `reason` of an Event: `TokenRefused`, `TokenRestored`, `CredentialRotated`, `CredentialRefused`,
     /// `CredentialExpiring`.
-    pub const fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
+            Self::Refused { error: TokenError::Refused(refusal), .. } if Verdict::of(refusal).is_credential() => {
+                "CredentialRefused"
+            }
             Self::Refused { .. } => "TokenRefused",
             Self::Restored { .. } => "TokenRestored",
             Self::Rotated { .. } => "CredentialRotated",
@@ -91,7 +95,7 @@ impl Notice {
     pub fn message(&self) -> String {
         match self {
             Self::Refused { resource, error, .. } => {
-                format!("no token for {resource} until this changes: {error}")
+                format!("no token for {resource} until this changes: {}", explain(error))
             }
             Self::Restored { resource, .. } => format!("tokens for {resource} are given again"),
             Self::Rotated { origin, expires, .. } => {
@@ -108,5 +112,28 @@ impl Notice {
                 format!("the credential from {origin} ended {expires}: put a new one there")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::{Refusal, RefusalKind};
+
+    #[test]
+    fn what_is_refused_is_named() {
+        let of = |error, description: &str| {
+            let error = TokenError::Refused(Refusal { error, description: description.into(), trace_id: None });
+            Notice::Refused { identity: ObjectRef::default(), resource: "r".into(), error }
+        };
+        let secret = of(RefusalKind::InvalidClient, "AADSTS7000222: The provided client secret keys are expired.");
+        assert_eq!((secret.reason(), secret.is_warning()), ("CredentialRefused", true));
+        assert_eq!(
+            secret.message(),
+            "no token for r until this changes: AADSTS7000222: The provided client secret keys are expired: the client secret or \
+             certificate has expired: make a new one for the application and put it there"
+        );
+        let resource = of(RefusalKind::InvalidResource, "AADSTS500011: The resource principal named x was not found.");
+        assert_eq!(resource.reason(), "TokenRefused");
     }
 }
