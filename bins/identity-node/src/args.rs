@@ -174,14 +174,6 @@ pub(crate) struct TokenArgs {
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = pause, env = "ENTRA_POD_IDENTITY_VAULT_POLL")]
     pub(crate) vault_poll: Duration,
 
-    /// For so long Entra may not know a new secret or certificate yet: until then its refusal is not final, and the former one
-    /// serves (from 1s to 24h)
-    #[arg(
-        long, value_name = "DURATION", default_value = "10m", value_parser = pause,
-        env = "ENTRA_POD_IDENTITY_CREDENTIAL_PROPAGATION"
-    )]
-    pub(crate) credential_propagation: Duration,
-
     /// How long a request waits for an address that no pod has yet, or for an assignment that is to come (at most 60s)
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = hold, env = "ENTRA_POD_IDENTITY_HOLD")]
     pub(crate) hold: Duration,
@@ -247,8 +239,7 @@ mod tests {
         let args = Args::try_parse_from(NODE).unwrap();
         assert_eq!(args.tokens.hold, Duration::from_secs(5));
         assert_eq!((args.tokens.prefetch, args.tokens.federated_pod_subjects), (4, false));
-        let minutes = [args.tokens.vault_poll, args.tokens.credential_propagation].map(|time| time.as_secs() / 60);
-        assert_eq!(minutes, [5, 10]);
+        assert_eq!(args.tokens.vault_poll, Duration::from_mins(5));
         let args = Args::try_parse_from(NODE.iter().chain(&["--prefetch", "0", "--hold", "250ms"])).unwrap();
         assert_eq!(args.tokens.prefetch, 0);
         assert_eq!(args.tokens.hold, Duration::from_millis(250));
@@ -262,7 +253,6 @@ mod tests {
             &["--hold", "2m"],
             &["--hold", "-1s"],
             &["--vault-poll", "0s"],
-            &["--credential-propagation", "25h"],
             &["--metadata-endpoint", "https://169.254.169.254"],
             &["--metadata-endpoint", "http://169.254.169.254/metadata"],
             &["--node-address", "::1"],

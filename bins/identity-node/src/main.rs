@@ -6,6 +6,8 @@ mod audit;
 mod credentials;
 mod metadata;
 mod netfilter;
+#[cfg(test)]
+mod swap_tests;
 
 use std::{
     collections::BTreeSet,
@@ -96,14 +98,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..node::Config::new(name.clone())
     };
 
+    let upstream = args.upstream.config();
     let upstream = UpstreamConfig {
         metadata_endpoint: args.tokens.metadata_endpoint.clone(),
-        rotation: RotationConfig {
-            vault_poll: args.tokens.vault_poll,
-            propagation: args.tokens.credential_propagation,
-            ..RotationConfig::default()
-        },
-        ..args.upstream.config()
+        rotation: RotationConfig { vault_poll: args.tokens.vault_poll, ..upstream.rotation },
+        ..upstream
     };
     let follow_secrets = secrets::Config { observer: observer.clone(), ..secrets::Config::default() };
     let pod_tokens = pod_tokens(&args, &source)?;

@@ -1,10 +1,10 @@
 //! Where credentials go and may come from: the flags that both daemons have, since both try credentials.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use identity_broker::{
-    AuthorityHosts, DEFAULT_HOSTS, UpstreamConfig,
+    AuthorityHosts, DEFAULT_HOSTS, RotationConfig, UpstreamConfig,
     vault::{DEFAULT_SUFFIXES, VaultSuffixes},
 };
 use rustls::ClientConfig;
@@ -34,6 +34,14 @@ pub struct UpstreamArgs {
     /// inspects TLS; read when the program starts
     #[arg(long, value_name = "FILE", env = "ENTRA_POD_IDENTITY_CA_BUNDLE")]
     ca_bundle: Option<PathBuf>,
+
+    /// For so long Entra may not know a new secret or certificate yet: until then its refusal is not final, and the former one
+    /// serves (from 1s to 24h)
+    #[arg(
+        long, value_name = "DURATION", default_value = "10m", value_parser = propagation,
+        env = "ENTRA_POD_IDENTITY_CREDENTIAL_PROPAGATION"
+    )]
+    credential_propagation: Duration,
 }
 
 impl UpstreamArgs {
@@ -42,6 +50,7 @@ impl UpstreamArgs {
         UpstreamConfig {
             authority_hosts: AuthorityHosts::new(&self.authority_hosts),
             vault_suffixes: VaultSuffixes::new(&self.vault_suffixes),
+            rotation: RotationConfig { propagation: self.credential_propagation, ..RotationConfig::default() },
             ..UpstreamConfig::default()
         }
     }
@@ -50,6 +59,12 @@ impl UpstreamArgs {
     pub fn tls(&self) -> anyhow::Result<ClientConfig> {
         tls::client_config(self.ca_bundle.as_deref())
     }
+}
+
+fn propagation(text: &str) -> Result<Duration, String> {
+    let time: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}; write 10m or 30s"))?;
+    let range = Duration::from_secs(1)..=Duration::from_hours(24);
+    Duration::try_from(time).ok().filter(|time| range.contains(time)).ok_or_else(|| "from 1s to 24h".to_owned())
 }
 
 fn is_name(text: &str) -> bool {
@@ -99,6 +114,7 @@ mod tests {
         let args = parse(&[]).unwrap();
         assert_eq!(args.authority_hosts, DEFAULT_HOSTS);
         assert_eq!(args.vault_suffixes, DEFAULT_SUFFIXES);
+        assert_eq!(args.config().rotation.propagation, Duration::from_mins(10));
         let args =
             parse(&["--authority-hosts", "a,b:8443", "--vault-suffixes", ".vault.example:8443,v.example"]).unwrap();
         assert_eq!(args.authority_hosts, ["a", "b:8443"]);
@@ -113,6 +129,8 @@ mod tests {
             ["--vault-suffixes", "net"],
             ["--vault-suffixes", "*.vault.azure.net"],
             ["--vault-suffixes", "https://vault.azure.net"],
+            ["--credential-propagation", "0s"],
+            ["--credential-propagation", "25h"],
         ] {
             assert_eq!(parse(&flags).unwrap_err().exit_code(), 2, "{flags:?}");
         }
