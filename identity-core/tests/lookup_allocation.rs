@@ -100,6 +100,8 @@ fn no_decision_allocates() {
         pod_at("demo", "another", "u7", "10.0.0.6"),
         Pod { host_network: true, ..pod_at("demo", "host", "u8", "10.0.0.8") },
         pod_at("demo", "sixth", "u9", "fd00::9"),
+        pod_at("demo", "boxed", "u10", "10.0.0.10"),
+        pod_at("demo", "closed", "u11", "10.0.0.11"),
     ];
     let mut limited = binding("demo", "b1", "b1", "first");
     limited.spec.audiences = Some(vec!["https://vault.azure.net/".into(), "https://storage.azure.com".into()]);
@@ -111,6 +113,18 @@ fn no_decision_allocates() {
         selective.spec.selector = Some("none".into());
         index.apply_binding(Binding::from(&selective));
     }
+    let time_box = |not_after: &str| {
+        let window = identity_crd::Window { schedule: "* * * * *".into(), duration: "1h".into(), ..Default::default() };
+        Some(identity_crd::TimeBox {
+            not_after: Some(not_after.into()),
+            windows: Some(vec![window]),
+            ..Default::default()
+        })
+    };
+    let mut boxed = binding("demo", "b5", "b5", "first");
+    boxed.spec.time_box = time_box("1970-01-02T00:00:00Z");
+    let mut closed = binding("demo", "b6", "b6", "first");
+    closed.spec.time_box = time_box("1969-12-31T00:00:00Z");
     let mut awaited = binding("demo", "b4", "b4", "fourth");
     awaited.spec.selector = None;
     awaited.spec.service_accounts = Some(vec!["awaited".into()]);
@@ -123,6 +137,8 @@ fn no_decision_allocates() {
         (2, "first", &limited),
         (2, "third", &light),
         (8, "first", &limited),
+        (9, "first", &boxed),
+        (10, "first", &closed),
     ] {
         index.apply_assignment(&assigned(&pods[pod], &identity(name), binding)).unwrap();
     }
@@ -160,10 +176,14 @@ fn no_decision_allocates() {
         ("192.0.2.1", None, vault, default, "host network"),
         ("fd00::9", None, vault, default, "allow"),
         ("::ffff:10.0.0.1", None, vault, default, "allow"),
+        ("10.0.0.10", None, vault, default, "allow"),
+        ("10.0.0.11", None, vault, default, "closed"),
     ] {
         let caller = Caller { address: address.parse().unwrap(), pinned };
         let request = Request { resource, identity };
         let mut decided = "";
+        // The first that asks after a time box has changed works that out, and remembers it.
+        drop(published.load().decide(&caller, &request, Timestamp::UNIX_EPOCH));
         let count = allocations(|| {
             let decision = published.load().decide(&caller, &request, Timestamp::UNIX_EPOCH);
             decided = kind(&decision);

@@ -5,8 +5,10 @@
 //! own search runs a schedule with a wildcard in it twice when a clock goes back, and skips one with fixed times that
 //! falls into a gap in another way than is promised here.
 
+use std::fmt;
+
 use croner::{
-    Cron as Parsed, CronComponent, Weekday,
+    CronComponent, CronPattern, Weekday,
     parser::{CronParser, Seconds, Year},
 };
 use jiff::civil::{Date, DateTime, Time};
@@ -38,13 +40,20 @@ pub enum CronError {
 }
 
 /// A cron expression.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Cron {
-    parsed: Parsed,
+    /// Its fields for days and weekdays, no others.
+    days: CronPattern,
     months: u16,
     hours: u32,
     minutes: u64,
     seconds: u64,
+}
+
+impl fmt::Debug for Cron {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cron").field(&self.days.as_str()).finish()
+    }
 }
 
 /// The values of a field as bits.
@@ -79,15 +88,15 @@ impl Cron {
             return Err(wrong("a list has an empty element".to_owned()));
         }
         let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-        let parsed = parser.parse(text).map_err(|error| wrong(error.to_string()))?;
-        let pattern = &parsed.pattern;
-        let this = Self {
-            months: u16::try_from(bits(&pattern.months)).unwrap_or_default(),
-            hours: u32::try_from(bits(&pattern.hours)).unwrap_or_default(),
-            minutes: bits(&pattern.minutes),
-            seconds: bits(&pattern.seconds),
-            parsed,
-        };
+        let mut days = parser.parse(text).map_err(|error| wrong(error.to_string()))?.pattern;
+        let months = bits(&std::mem::take(&mut days.months));
+        let hours = bits(&std::mem::take(&mut days.hours));
+        let minutes = bits(&std::mem::take(&mut days.minutes));
+        let seconds = bits(&std::mem::take(&mut days.seconds));
+        // These alone would be five kilobytes for each window.
+        days.years = CronComponent::default();
+        let (months, hours) = (u16::try_from(months).unwrap_or_default(), u32::try_from(hours).unwrap_or_default());
+        let this = Self { days, months, hours, minutes, seconds };
         let start = Date::constant(2000, 1, 1).to_datetime(Time::midnight());
         if this.next(start).is_none() {
             return Err(CronError::Never { text: text.to_owned() });
@@ -102,10 +111,7 @@ impl Cron {
     fn is_day(&self, date: Date) -> bool {
         let unsigned = |n: i8| u32::try_from(n).unwrap_or_default();
         let weekday = Weekday::from_days_from_sunday(unsigned(date.weekday().to_sunday_zero_offset()));
-        self.parsed
-            .pattern
-            .day_match(date.year().into(), unsigned(date.month()), unsigned(date.day()), weekday)
-            .unwrap_or(false)
+        self.days.day_match(date.year().into(), unsigned(date.month()), unsigned(date.day()), weekday).unwrap_or(false)
     }
 
     /// The first time of day from `from` on.

@@ -115,13 +115,18 @@ enum Rule {
 
 /// The boxes of a binding and its identity, compiled, and what was found last about them. Shared by all assignments of the
 /// binding, so that a transition is worked out once and not for each pod.
-#[derive(Debug)]
 pub struct Gate {
     rule: Rule,
     binding: Option<crd::TimeBox>,
     identity: Option<crd::TimeBox>,
     all: Memo,
     granted: Memo,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("binding", &self.binding).field("identity", &self.identity).finish_non_exhaustive()
+    }
 }
 
 impl PartialEq for Gate {

@@ -44,9 +44,8 @@ pub struct TimeBox {
 }
 
 fn instant(text: Option<&String>, field: String) -> Result<Option<Timestamp>, ScheduleError> {
-    text.filter(|text| !text.is_empty())
-        .map(|text| text.parse().map_err(|_| ScheduleError::new(field, Problem::Instant(text.clone()))))
-        .transpose()
+    // An empty text is one that cannot be read: what a template left empty opens nothing.
+    text.map(|text| text.parse().map_err(|_| ScheduleError::new(field, Problem::Instant(text.clone())))).transpose()
 }
 
 impl TimeBox {

@@ -37,7 +37,7 @@ impl Window {
         }
         let cron = Cron::parse(&spec.schedule).map_err(|error| wrong("schedule", error.into()))?;
         let duration = duration(&spec.duration).map_err(|problem| wrong("duration", problem))?;
-        let zone = match spec.time_zone.as_deref().filter(|name| !name.is_empty()) {
+        let zone = match spec.time_zone.as_deref() {
             None => TimeZone::UTC,
             Some(name) => zone::find(name).ok_or_else(|| wrong("timeZone", Problem::Zone(name.to_owned())))?,
         };

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod naive;
+mod time;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +22,6 @@ use identity_core::{
 use identity_crd::{
     AzureAssignedIdentity, AzureIdentityBinding, AzurePodIdentityException, AzurePodIdentityExceptionSpec, Condition,
 };
-use jiff::Timestamp;
 use naive::agree;
 use proptest::prelude::*;
 
@@ -36,21 +36,66 @@ fn name_of(i: u8) -> ObjectKey {
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    Pod { i: u8, addresses: u8, label: bool, app: bool, phase: u8, host: bool, deleting: bool },
-    Recreate { i: u8, told: bool },
+    Pod {
+        i: u8,
+        addresses: u8,
+        label: bool,
+        app: bool,
+        phase: u8,
+        host: bool,
+        deleting: bool,
+    },
+    Recreate {
+        i: u8,
+        told: bool,
+    },
     DeletePod(u8),
-    RelistPods { keep: u8 },
-    Assign { pod: u8, identity: u8, binding: u8, form: u8, weight: i32, ready: bool, audiences: u8, of: u8 },
+    RelistPods {
+        keep: u8,
+    },
+    Assign {
+        pod: u8,
+        identity: u8,
+        binding: u8,
+        form: u8,
+        weight: i32,
+        ready: bool,
+        audiences: u8,
+        of: u8,
+    },
     Unassign(u8),
-    RelistAssignments { keep: u8 },
-    Binding { i: u8, identity: u8, selection: u8, weight: i32, hopeless: u8 },
+    RelistAssignments {
+        keep: u8,
+    },
+    Binding {
+        i: u8,
+        identity: u8,
+        selection: u8,
+        weight: i32,
+        hopeless: u8,
+    },
     RecreateBinding(u8),
     DeleteBinding(u8),
-    RelistBindings { keep: u8 },
+    RelistBindings {
+        keep: u8,
+    },
     NodeAddresses(u8),
-    Except { i: u8, labels: u8 },
+    Except {
+        i: u8,
+        labels: u8,
+    },
     DeleteException(u8),
-    RelistExceptions { keep: u8 },
+    RelistExceptions {
+        keep: u8,
+    },
+    Box {
+        which: u8,
+        of_binding: u8,
+        of_identity: u8,
+        grant: Option<u8>,
+    },
+    /// So many half-hours later, or earlier.
+    Pass(i64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -82,6 +127,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (i(), i()).prop_map(|(i, labels)| Op::Except { i, labels }),
         2 => i().prop_map(Op::DeleteException),
         1 => i().prop_map(|keep| Op::RelistExceptions { keep }),
+        8 => (i(), 0..8u8, prop_oneof![3 => Just(0u8), 1 => 0..8u8], prop::option::of(0..24u8)).prop_map(
+            |(which, of_binding, of_identity, grant)| Op::Box { which, of_binding, of_identity, grant }
+        ),
+        4 => prop_oneof![8 => 0..9i64, 1 => -6..0i64].prop_map(Op::Pass),
     ]
 }
 
@@ -98,6 +147,10 @@ struct World {
     assignments: BTreeMap<ObjectKey, AzureAssignedIdentity>,
     bindings: BTreeMap<ObjectKey, AzureIdentityBinding>,
     exceptions: BTreeMap<ObjectKey, AzurePodIdentityException>,
+    /// In half-hours.
+    now: i64,
+    /// The latest that anybody has asked at.
+    latest: i64,
 }
 
 fn kept<T>(map: &mut BTreeMap<ObjectKey, T>, keep: u8) {
@@ -121,6 +174,8 @@ impl World {
             assignments: BTreeMap::new(),
             bindings: BTreeMap::new(),
             exceptions: BTreeMap::new(),
+            now: 0,
+            latest: 0,
         }
     }
 
@@ -274,6 +329,23 @@ impl World {
                 self.index.delete_exception(&name_of(i));
                 self.exceptions.remove(&name_of(i));
             }
+            Op::Box { which, of_binding, of_identity, grant } => {
+                let keys: Vec<ObjectKey> = self.assignments.keys().cloned().collect();
+                let Some(key) = keys.get(usize::from(which) % keys.len().max(1)) else { return };
+                let object = self.assignments.get_mut(key).unwrap();
+                if let Some(binding) = &mut object.spec.azure_binding_ref {
+                    binding.spec.time_box = time::time_box(of_binding);
+                }
+                object.spec.azure_identity_ref.as_mut().unwrap().spec.time_box = time::time_box(of_identity);
+                object.spec.grant = grant.map(time::grant);
+                let _ = self.index.apply_assignment(object);
+            }
+            Op::Pass(half_hours) => {
+                self.now = (self.now + half_hours).max(0);
+                self.latest = self.latest.max(self.now);
+                // The node's clock ticks, whether anybody asks or not.
+                self.index.snapshot().pass(time::at(self.now));
+            }
             Op::RelistExceptions { keep } => {
                 kept(&mut self.exceptions, keep);
                 // Each namespace is watched by itself, whether anything is in it or not.
@@ -376,7 +448,7 @@ impl World {
                         IpAddr::V4(v4) if pinned.is_some() => v4.to_ipv6_mapped().into(),
                         other => other,
                     };
-                    let decision = snapshot.decide(&Caller { address: peer, pinned }, &request, Timestamp::UNIX_EPOCH);
+                    let decision = snapshot.decide(&Caller { address: peer, pinned }, &request, time::at(self.now));
                     let expected = self.naive(address, pinned, &request);
                     assert!(
                         agree(&decision, &expected),
@@ -386,7 +458,7 @@ impl World {
                         self.check_content(allow);
                     }
                     let (explained, _) =
-                        snapshot.explain(&Caller { address: peer, pinned }, &request, Timestamp::UNIX_EPOCH);
+                        snapshot.explain(&Caller { address: peer, pinned }, &request, time::at(self.now));
                     assert!(agree(&explained, &expected), "the explanation decides otherwise: {explained:?}");
                 }
             }
@@ -411,7 +483,16 @@ impl World {
         assert_eq!(Some(&*assignment.identity.object.uid), identity.metadata.uid.as_deref());
         assert_eq!(Some(&*assignment.binding.uid), binding.metadata.uid.as_deref());
         assert_eq!(Some(assignment.weight), binding.spec.weight);
-        assert_eq!(allow.until, None);
+        // It lasts as long as it says, and no longer, but where a window may follow upon a grant.
+        let end = allow.until.map_or(self.now + 100, |until| (until.as_second() - time::at(0).as_second()) / 1800);
+        assert!(end > self.now);
+        for then in self.now..end {
+            assert!(self.naive_open(object, then), "{allow:?} is closed at {}", time::at(then));
+        }
+        let union = time::time_box(5);
+        if allow.until.is_some() && binding.spec.time_box != union {
+            assert!(!self.naive_open(object, end), "{allow:?} is open at {}", time::at(end));
+        }
     }
 }
 

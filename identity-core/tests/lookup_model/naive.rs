@@ -7,9 +7,9 @@ use identity_core::{
     object::ObjectKey,
     pod::{Pod, PodPhase},
 };
-use identity_crd::{AzureIdentity, AzureIdentityBinding};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding};
 
-use crate::{World, common::naive_selects};
+use crate::{World, common::naive_selects, time};
 
 /// A decision, and the UID of the pod it is about.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub(crate) enum Naive {
     NotFound(String),
     Multiple(String),
     Audience(String),
+    Closed(String),
 }
 
 pub(crate) fn agree(decision: &Decision, expected: &Naive) -> bool {
@@ -47,11 +48,22 @@ pub(crate) fn agree(decision: &Decision, expected: &Naive) -> bool {
         | (Decision::Deny(Deny::NoBinding(pod)), Naive::NoBinding(uid))
         | (Decision::Deny(Deny::IdentityNotFound(pod)), Naive::NotFound(uid))
         | (Decision::Deny(Deny::MultipleIdentities(pod)), Naive::Multiple(uid))
-        | (Decision::Deny(Deny::Audience(pod, _)), Naive::Audience(uid)) => *pod.uid == **uid,
+        | (Decision::Deny(Deny::Audience(pod, _)), Naive::Audience(uid))
+        | (Decision::Deny(Deny::Closed { pod, .. }), Naive::Closed(uid)) => *pod.uid == **uid,
         _ => false,
     }
 }
 impl World {
+    pub(crate) fn naive_open(&self, object: &AzureAssignedIdentity, then: i64) -> bool {
+        let spec = &object.spec;
+        let of_binding = spec.azure_binding_ref.as_ref().unwrap().spec.time_box.as_ref();
+        let of_identity = spec.azure_identity_ref.as_ref().unwrap().spec.time_box.as_ref();
+        // A grant that has ended has ended, whatever the clock says then.
+        let grant =
+            spec.grant.as_ref().filter(|grant| grant.until.parse().is_ok_and(|until| time::at(self.latest) < until));
+        time::is_open(of_binding, false, grant, then) && time::is_open(of_identity, true, grant, then)
+    }
+
     /// Assignments that are for this pod, by UID where they have one, and that a node may serve.
     fn naive_assignments(&self, pod: &Pod) -> Vec<(&ObjectKey, &AzureIdentity, &AzureIdentityBinding, bool)> {
         let wide = self.options.cluster_wide;
@@ -191,12 +203,23 @@ impl World {
             .iter()
             .filter(|(_, i, b, _)| lists(i.spec.audiences.as_ref()) && lists(b.spec.audiences.as_ref()))
             .collect();
+        // Open now, and ever since as far as the clock has got: what has closed stays closed when the clock goes back.
+        let open: Vec<_> = allowing
+            .iter()
+            .filter(|(own, ..)| (self.now..=self.latest).all(|then| self.naive_open(&self.assignments[*own], then)))
+            .collect();
         let usable: BTreeSet<ObjectKey> =
-            allowing.iter().filter(|(_, _, _, ready)| *ready).map(|(own, ..)| (*own).clone()).collect();
+            open.iter().filter(|(_, _, _, ready)| *ready).map(|(own, ..)| (*own).clone()).collect();
         if !usable.is_empty() {
             return Naive::Allow(uid, usable);
         }
         let may_come = expected.iter().any(|b| chosen.iter().any(|(_, i, _, _)| is_for(b, i)));
-        if !allowing.is_empty() || may_come { Naive::Pending(uid) } else { Naive::Audience(uid) }
+        if !open.is_empty() || may_come {
+            Naive::Pending(uid)
+        } else if allowing.is_empty() {
+            Naive::Audience(uid)
+        } else {
+            Naive::Closed(uid)
+        }
     }
 }

@@ -308,3 +308,35 @@ fn the_clocks_are_those_of_the_zones() {
     }
     assert!(changes > 500, "{changes}");
 }
+
+/// The table of docs/time-boxes.md.
+#[test]
+fn what_the_page_says() {
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    for (schedule, duration, zone, now, open, next) in [
+        ("0 0-7 * * *", "1h", "UTC", "2026-11-24T00:00:00Z", true, "2026-11-24T08:00:00Z"),
+        ("0 0 */2 * MON", "1h", "UTC", "2026-11-24T02:00:00Z", false, "2026-11-25T00:00:00Z"),
+        ("0 0 */2 * MON", "1h", "UTC", "2026-11-29T02:00:00Z", false, "2026-11-30T00:00:00Z"),
+        ("0 0 L * *", "1h", "UTC", "2028-02-10T00:00:00Z", false, "2028-02-29T00:00:00Z"),
+        ("0 3 * * TUE#2", "1h", "UTC", "2026-11-24T00:00:00Z", false, "2026-12-08T03:00:00Z"),
+        ("0 0 15W * *", "1h", "UTC", "2026-11-01T00:00:00Z", false, "2026-11-16T00:00:00Z"),
+        ("30 2 * * *", "1h", "Europe/Berlin", "2026-03-29T00:30:00Z", false, "2026-03-29T01:00:00Z"),
+        ("30 2 * * *", "1h", "Europe/Berlin", "2026-10-25T00:00:00Z", false, "2026-10-25T00:30:00Z"),
+        ("30 2 * * *", "1h", "Europe/Berlin", "2026-10-25T00:30:00Z", true, "2026-10-25T01:30:00Z"),
+        ("30 2 * * *", "1h", "Europe/Berlin", "2026-10-25T01:30:00Z", false, "2026-10-26T01:30:00Z"),
+        ("*/30 * * * *", "30m", "Europe/Berlin", "2026-10-25T00:00:00Z", true, "2026-10-25T01:00:00Z"),
+        ("*/30 * * * *", "30m", "Europe/Berlin", "2026-10-25T01:00:00Z", false, "2026-10-25T02:00:00Z"),
+        ("0 23 * * FRI", "3h", "UTC", "2026-11-28T01:00:00Z", true, "2026-11-28T02:00:00Z"),
+    ] {
+        let window = identity_crd::Window {
+            schedule: schedule.into(),
+            duration: duration.into(),
+            time_zone: Some(zone.into()),
+            // On the day after the opening it says nothing.
+            exclude_dates: Some(vec!["2026-11-28".into()]),
+        };
+        let spec = TimeBox { windows: Some(vec![window]), ..TimeBox::default() };
+        let state = identity_core::schedule::TimeBox::compile(&spec, "spec.timeBox").unwrap().at(at(now));
+        assert_eq!((state.open, state.next), (open, Some(at(next))), "{schedule} in {zone} at {now}");
+    }
+}
