@@ -156,7 +156,8 @@ async fn conditions(cluster: &Cluster) {
     };
     cluster.identity(ns, "good", &spec("sp")).await;
     cluster.identity(ns, "unreadable", &spec("other")).await;
-    let federated = json!({"type": 3, "tenantID": TENANT, "clientID": CLIENT});
+    let federated =
+        json!({"type": 3, "tenantID": TENANT, "clientID": CLIENT, "adEndpoint": format!("https://localhost:{port}/")});
     cluster.identity(ns, "federated", &federated).await;
     let kubeconfig = cluster.plane.kubeconfig_for(CONTROLLER, &[]).unwrap();
     let flags = [

@@ -1,6 +1,6 @@
 //! What the node is told of credentials and pods, brought to whoever keeps something for them.
 
-use identity_broker::{Azure, Clock, Manager, Notice};
+use identity_broker::{Backend, Clock, Manager, Notice};
 use identity_core::{
     assign::{self, StatusTarget},
     lookup::{CredentialSource, FederatedSubject},
@@ -10,9 +10,9 @@ use tokio::sync::{broadcast, mpsc};
 use tracing::{debug, info, warn};
 
 /// News of pods and identities for the tokens kept for them, until nobody has any.
-pub(crate) async fn keep_up<C: Clock>(
+pub(crate) async fn keep_up<B: Backend, C: Clock>(
     mut news: mpsc::Receiver<News>,
-    tokens: Manager<Azure<C>, C>,
+    tokens: Manager<B, C>,
     assertions: Option<TokenRequests>,
 ) {
     while let Some(news) = news.recv().await {
