@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use serde::Deserialize;
 
-use super::{Error, challenge::shown};
+use super::{Error, challenge::shown, error::Access};
 use crate::upstream::http::TransportError;
 
 /// For how long a vault is left alone that does not say.
@@ -103,18 +103,12 @@ impl Reading {
             (None, Some(object)) => format!("its principal (object {object})"),
             _ => "its principal".to_owned(),
         };
-        let (role, permissions) = if self.certificate {
-            ("Key Vault Certificate User", "the permissions certificate Get and secret Get")
-        } else {
-            ("Key Vault Secrets User", "the permission secret Get")
-        };
         Error::Forbidden {
             host: self.host.clone(),
             object: self.object.clone(),
             reader: self.reader.clone(),
             caller,
-            role,
-            permissions,
+            needs: if self.certificate { Access::Certificate } else { Access::Secret },
         }
     }
 
@@ -187,19 +181,19 @@ mod tests {
             (400, None, r#"{"error":{"code":"BadParameter","message":"no"}}"#.to_owned(), "KeyVaultAnswerWrong", false),
             (206, None, "{}".to_owned(), "KeyVaultAnswerWrong", false),
         ];
-        let mut said = String::new();
+        let mut said = Vec::new();
         for (status, after, body, reason, transient) in cases {
             let error = of(status, after, &body);
             assert_eq!((error.reason(), error.is_transient()), (reason, transient), "{status} {body}");
-            said.push_str(&format!("{status}: {error}\n"));
+            said.push(format!("{status}: {error}"));
         }
-        insta::assert_snapshot!(said);
+        insta::assert_snapshot!(said.join("\n"));
     }
 
     #[test]
     fn when_to_ask_again() {
         assert_eq!(of(429, Some("7"), "").retry_after(), Some(Duration::from_secs(7)));
-        assert_eq!(of(429, Some("99999"), "").retry_after(), Some(Duration::from_secs(3600)));
+        assert_eq!(of(429, Some("99999"), "").retry_after(), Some(Duration::from_hours(1)));
         assert_eq!(of(429, Some("soon"), "").retry_after(), Some(THROTTLED));
         assert_eq!(of(503, None, "").retry_after(), None);
         assert_eq!(of(503, Some(" 3 "), "").retry_after(), Some(Duration::from_secs(3)));

@@ -115,7 +115,7 @@ mod tests {
             "Bearer",
             r#"Basic resource="https://vault.azure.net""#,
             r#"Bearer resource="https://vault.azure.net", resource="https://evil.example""#,
-            r#"Bearer resource=https://vault.azure.net"#,
+            "Bearer resource=https://vault.azure.net",
             r#"Bearer resource="https://vault.azure.net"#,
             r#"Bearer resource="https://vault.azure.net" scope="x""#,
             r#"Bearer ="x", resource="https://vault.azure.net""#,

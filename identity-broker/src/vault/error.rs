@@ -65,8 +65,9 @@ pub enum Error {
     /// The reading identity may not.
     #[error(
         "Key Vault {host}: AzureIdentity '{reader}' (spec.keyVault.identityRef) may not read {object}: give {caller} the role \
-         '{role}' on the vault, or, where the vault has access policies, {permissions}. A role given just now \
-         takes minutes to hold"
+         '{}' on the vault, or, where the vault has access policies, {}. A role given just now \
+         takes minutes to hold",
+        needs.role(), needs.permissions()
     )]
     Forbidden {
         /// The vault's host.
@@ -77,10 +78,8 @@ pub enum Error {
         reader: String,
         /// Who the vault says it was: "its principal (application …, object …)".
         caller: String,
-        /// The role that is missing.
-        role: &'static str,
-        /// The same in a vault with access policies.
-        permissions: &'static str,
+        /// What is missing.
+        needs: Access,
     },
     /// The vault's firewall.
     #[error(
@@ -184,7 +183,7 @@ pub enum Error {
         /// What the token was to be for.
         resource: String,
         /// Why.
-        error: TokenError,
+        error: Box<TokenError>,
     },
     /// The vault does not take the token.
     #[error(
@@ -211,21 +210,51 @@ pub enum Error {
     },
 }
 
+/// What a reading needs on the vault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To read a secret.
+    Secret,
+    /// To read a certificate and its private key.
+    Certificate,
+}
+
+impl Access {
+    /// The role.
+    pub const fn role(self) -> &'static str {
+        match self {
+            Self::Secret => "Key Vault Secrets User",
+            Self::Certificate => "Key Vault Certificate User",
+        }
+    }
+
+    /// The same in a vault with access policies.
+    pub const fn permissions(self) -> &'static str {
+        match self {
+            Self::Secret => "the permission secret Get",
+            Self::Certificate => "the permissions certificate Get and secret Get",
+        }
+    }
+}
+
 impl Error {
     /// Whether it may be gone in a moment by itself.
-    pub const fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Throttled { .. } | Self::Unavailable { .. } => true,
-            Self::NoToken { error, .. } => matches!(error, TokenError::Unavailable { .. }),
+            Self::NoToken { error, .. } => matches!(**error, TokenError::Unavailable { .. }),
             _ => false,
         }
     }
 
     /// Before when it should not be asked again, if the vault said so.
-    pub const fn retry_after(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Throttled { retry_after, .. }
-            | Self::NoToken { error: TokenError::Unavailable { retry_after, .. }, .. } => Some(*retry_after),
+            Self::Throttled { retry_after, .. } => Some(*retry_after),
+            Self::NoToken { error, .. } => match &**error {
+                TokenError::Unavailable { retry_after, .. } => Some(*retry_after),
+                _ => None,
+            },
             Self::Unavailable { retry_after, .. } => *retry_after,
             _ => None,
         }

@@ -16,7 +16,7 @@ mod guard;
 mod reader;
 mod suffixes;
 
-pub use error::Error;
+pub use error::{Access, Error};
 pub use reader::{Bundle, Reader};
 pub use suffixes::{DEFAULT_SUFFIXES, VaultSuffixes};
 

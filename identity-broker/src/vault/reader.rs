@@ -75,7 +75,7 @@ impl fmt::Debug for Bundle {
             .field("content_type", &self.content_type)
             .field("expires_on", &self.expires_on)
             .field("not_before", &self.not_before)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -161,7 +161,7 @@ impl Reader {
                             host: vault.host.clone(),
                             reader: reference.identity.to_string(),
                             resource: vault.resource.clone(),
-                            error,
+                            error: Box::new(error),
                         });
                     }
                 },
@@ -212,8 +212,10 @@ impl Session<'_> {
         let options = CertificateClientOptions { client_options: options(&guard), ..Default::default() };
         let client =
             CertificateClient::new(&self.vault.endpoint, self.asking(), Some(options)).map_err(|_| unusable(&guard))?;
-        let mut method = CertificateClientGetCertificateOptions::default();
-        method.certificate_version = version.map(str::to_owned);
+        let method = CertificateClientGetCertificateOptions {
+            certificate_version: version.map(str::to_owned),
+            ..Default::default()
+        };
         let answer = client.get_certificate(name, Some(method)).await.map_err(|_| unusable(&guard))?;
         let found = answer.into_model().map_err(|_| malformed(&guard, "it is no certificate of Key Vault's"))?;
         let Reading { host, object, .. } = guard.reading().clone();
@@ -233,8 +235,7 @@ impl Session<'_> {
         let options = SecretClientOptions { client_options: options(&guard), ..Default::default() };
         let client =
             SecretClient::new(&self.vault.endpoint, self.asking(), Some(options)).map_err(|_| unusable(&guard))?;
-        let mut method = SecretClientGetSecretOptions::default();
-        method.secret_version = version.map(str::to_owned);
+        let method = SecretClientGetSecretOptions { secret_version: version.map(str::to_owned), ..Default::default() };
         let answer = client.get_secret(name, Some(method)).await.map_err(|_| unusable(&guard))?;
         // What a parser says may hold a piece of what it read.
         let found = answer.into_model().map_err(|_| malformed(&guard, "it is no secret of Key Vault's"))?;

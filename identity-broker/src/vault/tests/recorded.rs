@@ -21,7 +21,10 @@ type Answer = Result<Response<Vec<u8>>, TransportError>;
 
 /// Answers in turn, and keeps what it was sent.
 #[derive(Clone, Default)]
-struct Script(Arc<Mutex<(VecDeque<Answer>, Vec<Request<Vec<u8>>>)>>);
+struct Script(Arc<Mutex<Played>>);
+
+/// Answers to come, requests that were sent.
+type Played = (VecDeque<Answer>, Vec<Request<Vec<u8>>>);
 
 impl Script {
     fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
@@ -53,6 +56,7 @@ impl Exchange for Script {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "one in a row of answers, of which some do not come")]
 fn answer(status: u16, body: &Value) -> Answer {
     Ok(Response::builder()
         .status(status)
@@ -61,6 +65,7 @@ fn answer(status: u16, body: &Value) -> Answer {
         .unwrap())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "one in a row of answers, of which some do not come")]
 fn challenge(header: &str) -> Answer {
     let body =
         json!({"error": {"code": "Unauthorized", "message": "AKV10000: Request is missing a Bearer or PoP token."}});
