@@ -123,7 +123,8 @@ fn fill(directory: &Path) -> anyhow::Result<()> {
     files::replace(
         &directory.join("lab.yaml"),
         &format!(
-            "entra: {{tokenLifetimeSeconds: {LIFE}}}\nnodeArguments: [--vault-poll, 3s, --credential-propagation, 5s]\n"
+            "entra: {{tokenLifetimeSeconds: {LIFE}}}\nnodeArguments: [--vault-poll, 3s, --credential-propagation, 5s]\n\
+             controllerArguments: [--credential-propagation, 5s]\n"
         ),
     )
 }
@@ -224,23 +225,27 @@ fn wrong(lab: &Lab) -> anyhow::Result<()> {
     }
     for source in [Source::Secret, Source::Certificate] {
         let code = format!("AADSTS{}", source.refusal());
-        clock::wait_for(Duration::from_secs(20), || {
-            let status = files::read(&status_file(lab, source)?).unwrap_or_default();
-            let value: Value = serde_json::from_str(&status).unwrap_or_default();
+        // At first it may be a matter of Entra's delay; the controller tries again after a minute.
+        clock::wait_for(Duration::from_secs(150), || {
+            let value: Value = serde_json::from_str(&status(lab, source)?).unwrap_or_default();
             let conditions = value.pointer("/status/conditions").or_else(|| value.get("conditions")).cloned();
             let all: Vec<Value> = conditions.and_then(|all| all.as_array().cloned()).unwrap_or_default();
             let ready = all.iter().find(|condition| condition["type"] == "CredentialReady");
             Ok(ready.is_some_and(|ready| ready["status"] == "False" && ready.to_string().contains(&code)).then_some(()))
         })?
-        .with_context(|| format!("{} has no CredentialReady=False with {code}", source.name()))?;
+        .with_context(|| {
+            let status = status(lab, source).unwrap_or_default();
+            format!("{} has no CredentialReady=False with {code}: {status}", source.name())
+        })?;
     }
     println!("what is wrong was tried and refused");
     Ok(())
 }
 
-fn status_file(lab: &Lab, source: Source) -> anyhow::Result<PathBuf> {
-    let path = load::find(lab.run_dir(), &format!("{}.json", source.name()));
-    path.with_context(|| format!("there is no status of {}", source.name()))
+/// What the controller has written about a source's identity.
+fn status(lab: &Lab, source: Source) -> anyhow::Result<String> {
+    let directory = load::find(lab.run_dir(), "AzureIdentity").context("there is no status of any AzureIdentity")?;
+    files::read(&directory.join("demo").join(format!("{}.json", source.name())))
 }
 
 /// A new credential, unknown to everybody.
