@@ -228,3 +228,47 @@ async fn certificates_of_others_are_not_trusted() {
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
     assert_eq!((giving.asked(), lab.handle.requests().len()), (0, 0));
 }
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn nothing_secret_is_logged() {
+    let (lab, _) = Lab::start().await;
+    let giving = lab.giving(TENANT, READER).await;
+    let stranger = lab.giving(TENANT, STRANGER).await;
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    giving.read(&lab.reader, &secret("s1")).await.unwrap();
+    giving.read(&lab.reader, &certificate("pem")).await.unwrap();
+    stranger.read(&lab.reader, &secret("s1")).await.unwrap_err();
+    drop(guard);
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    // Microsoft's clients, and what is below, do log.
+    assert!(text.contains("/secrets/s1/") && text.contains("TRACE"), "{text}");
+    let mut secrets = vec!["current", "PRIVATE KEY"];
+    for token in [&giving.token, &stranger.token] {
+        secrets.extend(token.split('.').skip(1));
+    }
+    for secret in secrets {
+        assert!(!text.contains(secret), "{secret} is in:\n{text}");
+    }
+}
