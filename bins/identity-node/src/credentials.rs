@@ -47,7 +47,7 @@ pub(crate) async fn tell(mut notices: broadcast::Receiver<Notice>, events: Annou
                 events.announce(event(&notice));
             }
             Err(broadcast::error::RecvError::Lagged(missed)) => {
-                warn!(missed, "notices of credentials were left out: too many")
+                warn!(missed, "notices of credentials were left out: too many");
             }
             Err(broadcast::error::RecvError::Closed) => return,
         }

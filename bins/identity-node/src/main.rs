@@ -163,7 +163,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let kept = credentials::keep_up(what_is_new, tokens, pod_tokens);
         async move {
             let all = async { tokio::join!(told, kept, announcing) };
-            stop.run_until_cancelled(all).await;
+            Box::pin(stop.run_until_cancelled(all)).await;
             Ok(())
         }
     });

@@ -108,7 +108,7 @@ fn assigned(published: &Published) -> Option<Arc<Identity>> {
     match published.load().decide(&caller, &request, Timestamp::UNIX_EPOCH) {
         Decision::Allow(allow) => match allow.source {
             Given::Assignment(assignment) => Some(Arc::clone(&assignment.identity)),
-            _ => None,
+            Given::Exception(_) => None,
         },
         _ => None,
     }

@@ -9,7 +9,7 @@ use crate::{
     lookup::{Caller, Decision, Request, RequestedIdentity, Snapshot},
     runtime::{
         source::{Change, Gone},
-        testing::{ASSIGNED, BINDINGS, Fault, Log, PATIENCE, Server, binding, pod, trimmed},
+        testing::{ASSIGNED, BINDINGS, Fault, IDENTITIES, Log, PATIENCE, Server, binding, identity, pod, trimmed},
     },
 };
 
@@ -279,6 +279,48 @@ async fn it_follows_an_api_server_through_an_outage() {
             .then_some(Fault::Code(410, None))
     });
     until(&published, "not any more", |snapshot| !is_allowed(snapshot, ADDRESS)).await;
+    stop.cancel();
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn identities_and_news_are_there_with_the_snapshot() {
+    let server = Server::new();
+    server.put("pods", pod("a"));
+    server.put(BINDINGS, binding("demo", "demo"));
+    server.put(ASSIGNED, assigned("a"));
+    server.put(IDENTITIES, identity("reader"));
+    // Identities are not to be had yet: nothing is published.
+    let (open, gate) = watch::channel(false);
+    server.rule(move |call| call.path.ends_with(IDENTITIES).then(|| Fault::Slow(gate.clone())));
+    let published = Arc::new(Published::default());
+    let (identities, (news, mut told)) = (Identities::default(), mpsc::channel(64));
+    let config = Config { identities: Some(identities.clone()), news: Some(news), ..Config::new("node-1") };
+    let (synced, mut is_synced) = watch::channel(false);
+    let stop = CancellationToken::new();
+    let source = Source::kubernetes(server.client());
+    let task = tokio::spawn(run(config, source, published.clone(), synced, stop.clone()));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(!*is_synced.borrow() && told.is_empty());
+    open.send_replace(true);
+    is_synced.wait_for(|synced| *synced).await.unwrap();
+    assert!(identities.get("team", "reader").is_some());
+    let next =
+        async |told: &mut mpsc::Receiver<News>| tokio::time::timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
+    let first = next(&mut told).await;
+    assert!(matches!(&first, News::IdentityAssigned(identity) if *identity.object.name == *"demo"), "{first:?}");
+
+    server.remove("pods", "team", "a");
+    assert_eq!(next(&mut told).await, News::PodGone("pod-a".into()));
+    assert!(!is_known(&published.load(), ADDRESS), "told after the snapshot");
+    server.remove(ASSIGNED, "team", "a-1");
+    let last = next(&mut told).await;
+    assert!(matches!(&last, News::IdentityGone(identity) if *identity.name == *"demo"), "{last:?}");
+    server.remove(IDENTITIES, "team", "reader");
+    server.put("pods", pod("b"));
+    until(&published, "the next burst", |snapshot| is_known(snapshot, ADDRESS)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(identities.get("team", "reader").is_none());
     stop.cancel();
     task.await.unwrap().unwrap();
 }

@@ -484,6 +484,10 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn new() -> Self {
+        /// While there is one subscriber alone, tracing asks the thread on which a line is first reached whether it is
+        /// wanted, for all threads and for good: another test's, without a subscriber, would say no.
+        static SECOND: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
+        SECOND.get_or_init(|| tracing::Dispatch::new(Collector(Arc::default())));
         let lines = Arc::default();
         let guard = tracing::subscriber::set_default(Collector(Arc::clone(&lines)));
         Self { lines, _guard: guard }
