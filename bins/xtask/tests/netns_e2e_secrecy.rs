@@ -64,8 +64,10 @@ fn fill(directory: &Path, secret: &str, password: &str, archive: &[u8]) -> anyho
     files::replace(&directory.join("objects.yaml"), &documents.join("---\n"))?;
     files::replace(
         &directory.join("lab.yaml"),
+        // Also what is usually kept quiet whatever the level.
         "entra: {tokenLifetimeSeconds: 10}\nimds: {tokenLifetimeSeconds: 10}\n\
-         nodeArguments: [--log-level, trace]\ncontrollerArguments: [--log-level, trace]\n",
+         nodeArguments: [--log-level, 'trace,kube=trace,hyper_util=trace,h2=trace']\n\
+         controllerArguments: [--log-level, 'trace,kube=trace,hyper_util=trace,h2=trace']\n",
     )
 }
 
