@@ -6,11 +6,14 @@
 //!                          ├─ FanOut    two sinks, what the failure of each means              (fan_out)
 //!                          └─ …         an embedder's own
 //! ```
+//!
+//! [`series`] makes Kubernetes Events of what the journal holds.
 
 mod fan_out;
 pub mod journal;
 pub mod json;
 mod log;
+pub mod series;
 
 use std::{
     net::{IpAddr, SocketAddr},
