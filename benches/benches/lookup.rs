@@ -327,9 +327,9 @@ fn identities(criterion: &mut Criterion) {
         let requests: Vec<(u32, Option<String>)> = (0..DRAWN / 8)
             .map(|drawn| {
                 let number = random.below(PODS);
-                let named = &names[random.below(many)];
-                let named = (drawn % 2 == 0).then(|| client_id(&format!("{}/{named}", namespace(number))));
-                (address(number).to_bits(), named)
+                let one = &names[random.below(many)];
+                let asked = (drawn % 2 == 0).then(|| client_id(&format!("{}/{one}", namespace(number))));
+                (address(number).to_bits(), asked)
             })
             .collect();
         let decide = |(address, named): &(u32, Option<String>)| {

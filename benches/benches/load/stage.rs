@@ -149,8 +149,14 @@ impl Stage {
 
     /// Ends the node daemon and starts one for the node of another name.
     pub(crate) async fn move_to(&mut self, node: &str) -> anyhow::Result<()> {
+        self.restart(node, &[]).await
+    }
+
+    /// Ends the node daemon and starts one with further words on its command line.
+    pub(crate) async fn restart(&mut self, node: &str, more: &[&str]) -> anyhow::Result<()> {
         self.node.stop(Duration::from_secs(10)).await;
-        self.node = start_node(&self.keeper, &self.program, node, &self.source, &self.logs).await?;
+        let source = [self.source.clone(), more.iter().map(|word| (*word).to_owned()).collect()].concat();
+        self.node = start_node(&self.keeper, &self.program, node, &source, &self.logs).await?;
         Ok(())
     }
 

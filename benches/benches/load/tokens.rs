@@ -27,7 +27,7 @@ const CONNECTIONS: usize = 64;
 const BESIDE: &str = "the bare hyper server with the same body, same run, alternating";
 
 /// What there is to measure.
-pub(crate) const PARTS: [&str; 4] = ["warm", "rates", "fair", "cold"];
+pub(crate) const PARTS: [&str; 5] = ["warm", "rates", "fair", "cold", "journal"];
 /// And what is run only when it is named.
 pub(crate) const PROFILE: &str = "profile";
 
@@ -68,7 +68,7 @@ pub(crate) async fn measure(
     quick: bool,
 ) -> anyhow::Result<Vec<Row>> {
     let extent = if quick { QUICK } else { FULL };
-    let bench = Bench::start(programs, netns, work, pods).await?;
+    let mut bench = Bench::start(programs, netns, work, pods).await?;
     let mut rows = Vec::new();
     for part in parts {
         match *part {
@@ -79,6 +79,7 @@ pub(crate) async fn measure(
                 }
             }
             "fair" => rows.extend(bench.fair(&extent).await?),
+            "journal" => rows.extend(bench.journal(&extent, work).await?),
             PROFILE => rows.extend(bench.profile(&extent, work).await?),
             _ => rows.extend(bench.cold(&extent).await?),
         }
@@ -112,17 +113,7 @@ impl Bench {
             .to_vec();
         let stage = Stage::start(programs, netns, work, [source.clone(), source]).await?;
         assigned(&state_dir, pods).await?;
-        // One for each identity, slowly enough for what IMDS allows.
-        let prime = Plan {
-            netns: Some(stage.pods.clone()),
-            target: METADATA,
-            sources: (0..IDENTITIES).map(address).collect(),
-            connections: IDENTITIES,
-            reconnect: false,
-            requests: vec![objects::request(RESOURCE)],
-            pace: Pace::Open { per_second: 10, count: 20 },
-        };
-        load(&prime).await?.flawless("the first tokens")?;
+        prime(&stage).await?;
         let mut stream = connect_within(&stage.pods, METADATA, address(0))?;
         let mut answer = Vec::new();
         let (_, body) = exchange(&mut stream, objects::request(RESOURCE).as_bytes(), &mut answer).await?;
@@ -294,6 +285,52 @@ impl Bench {
         Ok(rows)
     }
 
+    /// With the tamper-evident journal in place of the lines of the log.
+    async fn journal(&mut self, extent: &Extent, work: &Path) -> anyhow::Result<Vec<Row>> {
+        let directory = work.join("journal").display().to_string();
+        self.stage.restart(NODE, &["--audit-journal", &directory]).await?;
+        prime(&self.stage).await?;
+        let (rate, count, rounds) = extent.rates[1];
+        let (mut warm, mut open) = (Vec::new(), Vec::new());
+        for _ in 0..rounds.min(5) {
+            warm.push(self.pair(Pace::Closed { millis: extent.warm_millis }).await?);
+            open.push(self.pair(Pace::Open { per_second: rate, count }).await?);
+        }
+        let each = |pairs: &[[(Outcome, f64); 2]], of: fn(&[(Outcome, f64); 2]) -> f64| -> Vec<f64> {
+            pairs.iter().map(of).collect()
+        };
+        let what = "each recorded in the tamper-evident journal on disk, synced every second";
+        let rows = vec![
+            Row::new(
+                "journal_warm_ratio",
+                format!("warm tokens, {what}, against {BESIDE}"),
+                "×",
+                &each(&warm, |[ours, bare]| ours.0.per_second() / bare.0.per_second()),
+            ),
+            Row::new(
+                "journal_cpu_us",
+                format!("processor time for such a token, {what}"),
+                "µs",
+                &each(&warm, |[ours, _]| ours.1),
+            ),
+            Row::new(
+                format!("journal_cpu_ratio_{rate}"),
+                format!("processor time for a token at {rate}/s, {what}, against {BESIDE}"),
+                "×",
+                &each(&open, |[ours, bare]| ours.1 / bare.1),
+            ),
+            Row::new(
+                format!("journal_p99_us_{rate}"),
+                format!("99th percentile at {rate} tokens/s, open loop, {what}"),
+                "µs",
+                &each(&open, |[ours, _]| ours.0.p99),
+            ),
+        ];
+        self.stage.move_to(NODE).await?;
+        prime(&self.stage).await?;
+        Ok(rows)
+    }
+
     /// Where the processor time of a warm token goes, and that of the bare server's answer.
     async fn profile(&self, extent: &Extent, work: &Path) -> anyhow::Result<Vec<Row>> {
         let (millis, rounds) = extent.profile;
@@ -357,6 +394,21 @@ impl Bench {
             Row::new("cold_upstream_ms", "that upstream, asked directly", "ms", &direct),
         ])
     }
+}
+
+/// Gets a token for each identity, slowly enough for what IMDS allows.
+async fn prime(stage: &Stage) -> anyhow::Result<()> {
+    let plan = Plan {
+        netns: Some(stage.pods.clone()),
+        target: METADATA,
+        sources: (0..IDENTITIES).map(address).collect(),
+        connections: IDENTITIES,
+        reconnect: false,
+        requests: vec![objects::request(RESOURCE)],
+        pace: Pace::Open { per_second: 10, count: 20 },
+    };
+    load(&plan).await?.flawless("the first tokens")?;
+    Ok(())
 }
 
 /// Waits until the controller has assigned all.

@@ -62,12 +62,17 @@ fn fill(directory: &Path, secret: &str, password: &str, archive: &[u8]) -> anyho
     ];
     documents.extend(PODS.map(|name| pod(name, name)));
     files::replace(&directory.join("objects.yaml"), &documents.join("---\n"))?;
+    // Also what is usually kept quiet whatever the level. The journal is beside the manifests, in what is searched.
+    let level = "'trace,kube=trace,hyper_util=trace,h2=trace'";
+    let journal = directory.with_file_name("journal");
     files::replace(
         &directory.join("lab.yaml"),
-        // Also what is usually kept quiet whatever the level.
-        "entra: {tokenLifetimeSeconds: 10}\nimds: {tokenLifetimeSeconds: 10}\n\
-         nodeArguments: [--log-level, 'trace,kube=trace,hyper_util=trace,h2=trace']\n\
-         controllerArguments: [--log-level, 'trace,kube=trace,hyper_util=trace,h2=trace']\n",
+        &format!(
+            "entra: {{tokenLifetimeSeconds: 10}}\nimds: {{tokenLifetimeSeconds: 10}}\n\
+             nodeArguments: [--log-level, {level}, --audit-journal, '{}', --audit-log, always]\n\
+             controllerArguments: [--log-level, {level}]\n",
+            journal.display()
+        ),
     )
 }
 
@@ -226,6 +231,11 @@ fn searched(lab: &Lab, secrets: &Secrets) -> anyhow::Result<()> {
         }
     }
     ensure!(in_holders >= 2, "the search does not find what is there for sure");
+    let journal = all_files(&lab.scratch().join("journal"));
+    ensure!(
+        journal.iter().any(|file| files::read(file).is_ok_and(|text| text.contains("issued"))),
+        "no journal was searched"
+    );
     let log = lab.log();
     for (what, marker) in [("the node's trace", "TRACE"), ("the audit", "issued")] {
         ensure!(log.contains(marker), "{what} is not in the log that was searched");

@@ -9,7 +9,7 @@ use super::{
 use crate::run::Cmd;
 
 /// Rows for which more is better.
-const MORE: [&str; 1] = ["warm_ratio"];
+const MORE: [&str; 2] = ["warm_ratio", "journal_warm_ratio"];
 
 /// A figure in as many digits as mean something.
 pub(super) fn number(value: f64) -> String {
