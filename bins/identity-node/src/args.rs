@@ -12,7 +12,7 @@ use identity_broker::{LimitsConfig, OnAuditFailure, Rate};
 use identity_netfilter::{Backend, Redirect};
 use identity_process::{LogArgs, ProbeArgs, SourceArgs, UpstreamArgs};
 
-use crate::{audit::AuditArgs, metadata::MetadataArgs};
+use crate::{audit::AuditArgs, events::EventArgs, metadata::MetadataArgs};
 
 /// Answers the managed-identity endpoint for the pods of one node.
 ///
@@ -42,6 +42,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) audit: AuditArgs,
+
+    #[command(flatten)]
+    pub(crate) events: EventArgs,
 
     #[command(flatten)]
     pub(crate) probes: ProbeArgs<8085, 9090>,

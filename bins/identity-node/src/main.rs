@@ -4,6 +4,7 @@
 mod args;
 mod audit;
 mod credentials;
+mod events;
 mod metadata;
 mod netfilter;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use clap::Parser as _;
 use identity_broker::{
     Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, Metrics, RotationConfig, ServerConfig, Sources,
     UpstreamConfig,
+    audit::series::EventMetrics,
     federated::{Assertions, PodTokens, TokenFile},
     metadata::{Passthrough, PassthroughConfig},
     serve,
@@ -28,6 +30,7 @@ use identity_broker::{
 use identity_core::{
     lookup::{Options, Published},
     runtime::{
+        audit_events::AuditEvents,
         executor::Announcer,
         identities::Identities,
         node,
@@ -117,6 +120,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (announcer, announcing) = Announcer::new(&source, &name, Arc::new(SystemClock), observer, shutdown.clone());
     let on_audit_failure = args.tokens.audit_on_failure.into();
     let (audit, journal) = args.audit.open(&name, args.log.log_format, on_audit_failure).await?;
+    let event_metrics = EventMetrics::new(registry.sub_registry_with_prefix("entra_pod_identity"));
+    let writer = AuditEvents::new(&source, Arc::new(SystemClock));
+    let (audit, counting) = args.events.open(audit, journal.as_deref(), &name, writer, event_metrics, shutdown.clone());
     let config = BrokerConfig {
         hold: args.tokens.hold,
         on_audit_failure,
@@ -167,6 +173,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
     });
+    if let Some(counting) = counting {
+        parts.add("audit events", async move {
+            counting.await;
+            Ok(())
+        });
+    }
     parts.add("the endpoint", async move {
         serve(listener, Kernel, broker, ServerConfig::default(), shutdown).await;
         Ok(())

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`source`] | watches, or a directory by inotify, as one stream of [`source::Update`]s |
 //! | [`lease`] | a pure machine that says who leads, its drivers, and the [`lease::Fence`] every write passes |
+//! | [`audit_events`] | Events that count tokens, written as somebody else decides |
 //! | [`executor`] | carries out actions: server-side apply with preconditions, or files in the state directory |
 //! | [`controller`] | the controller's one task: index, plans, what is under way |
 //! | [`node`] | the node's one task: node index, published snapshots |
@@ -29,6 +30,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod audit_events;
 mod backoff;
 mod clock;
 pub mod controller;
