@@ -15,6 +15,7 @@ use std::{
     net::{IpAddr, SocketAddrV4},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -115,6 +116,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         assertions: Some(Arc::new(assertions(&args, pod_tokens.clone()))),
     };
     let azure = Azure::new(upstream, args.upstream.tls()?, sources, now, metrics.clone());
+    let imds_budget = azure.imds_budget();
     let manager = ManagerConfig { prefetch: args.tokens.prefetch.into(), ..ManagerConfig::default() };
     let tokens = Manager::new(azure, now, manager, metrics.clone());
     let (announcer, announcing) = Announcer::new(&source, &name, Arc::new(SystemClock), observer, shutdown.clone());
@@ -135,7 +137,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         policy: args.metadata.metadata_policy.clone().unwrap_or_default(),
         ..PassthroughConfig::default()
     };
-    let rest = Arc::new(Passthrough::new(rest, now, metrics.clone()));
+    let rest = Arc::new(Passthrough::new(rest, now, metrics.clone()).within(imds_budget));
     let broker = Broker::with_metadata(published.clone(), tokens.clone(), audit, now, config, metrics, rest);
 
     // First somebody who answers, then the rules that lead there.
@@ -164,6 +166,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
         async move { Ok(node::run(follow, source, published, synced, stop).await?) }
     });
     let stop = shutdown.clone();
+    parts.add("the clock", {
+        let published = published.clone();
+        async move {
+            stop.run_until_cancelled(watch_clock(published)).await;
+            Ok(())
+        }
+    });
+    let stop = shutdown.clone();
     parts.add("telling of credentials", {
         let told = credentials::tell(tokens.notices(), announcer);
         let kept = credentials::keep_up(what_is_new, tokens, pod_tokens);
@@ -188,6 +198,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
         journal.close().await;
     }
     ended
+}
+
+/// Shows the time to what is published, also while nobody asks: what a clock says that is put back later was said.
+async fn watch_clock(published: Arc<Published>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        published.load().pass(now());
+    }
 }
 
 /// What identities of type 3 show Entra.

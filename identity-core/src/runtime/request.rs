@@ -22,7 +22,7 @@ pub enum Failure {
     /// 404.
     #[error("not found: {0}")]
     NotFound(String),
-    /// 401 or 403.
+    /// 403.
     #[error("not allowed: {0}")]
     Forbidden(String),
     /// Any other 4xx: the request is wrong and will be the next time.
@@ -33,7 +33,7 @@ pub enum Failure {
         /// The server's words.
         message: String,
     },
-    /// 429 or 5xx: may be tried again.
+    /// 429 or 5xx, or 401, which says that the server does not know the process's own token (now): may be tried again.
     #[error("the API server answered {code}: {message}")]
     Busy {
         /// HTTP status.
@@ -118,10 +118,10 @@ fn classify(code: u16, retry_after: Option<&str>, body: &[u8]) -> Failure {
 pub(crate) fn refusal(code: u16, status: &Status, retry_after: Option<&str>) -> Failure {
     let message = status.message.clone();
     match code {
-        401 | 403 => Failure::Forbidden(message),
+        403 => Failure::Forbidden(message),
         404 => Failure::NotFound(message),
         409 => Failure::Conflict(message),
-        429 | 500.. => {
+        401 | 429 | 500.. => {
             let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
             let told = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
             Failure::Busy { code, message, retry_after: retry_after.and_then(parse_retry_after).or(told) }
@@ -173,7 +173,8 @@ mod tests {
         assert_eq!(classify(503, Some("soon"), b" no leader \n"), busy(503, "no leader", None));
         assert_eq!(classify(409, None, status), Failure::Conflict("slow down".into()));
         assert_eq!(classify(404, None, b""), Failure::NotFound(String::new()));
-        assert_eq!(classify(401, None, b"who"), Failure::Forbidden("who".into()));
+        assert_eq!(classify(401, None, b"who"), busy(401, "who", None));
+        assert_eq!(classify(403, None, b"no"), Failure::Forbidden("no".into()));
         assert_eq!(classify(422, None, b"x"), Failure::Refused { code: 422, message: "x".into() });
     }
 }
