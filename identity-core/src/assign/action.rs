@@ -13,7 +13,8 @@ pub struct Options {
     /// How long the assignments of a pod that is gone are left to the cluster's garbage collector (they are owned by the
     /// pod) before the index asks for their deletion itself. Zero where there is no collector. Default: one minute.
     pub orphan_grace: SignedDuration,
-    /// Least time between two writes of one object's status. Default: 5 seconds.
+    /// Least time between two writes of one object's status. Default: 5 seconds. That a time box has opened or closed waits for
+    /// half a second at most.
     pub status_interval: SignedDuration,
     /// How long an identity may be missing before its binding is told: manifests are applied one after the other, and kinds
     /// are watched apart. Default: 2 seconds.
@@ -176,6 +177,10 @@ pub struct StatusUpdate {
     pub matched_pods: Option<i32>,
     /// `credentialExpiry` (identities only), RFC 3339.
     pub credential_expiry: Option<String>,
+    /// `nextTransition` (bindings only), RFC 3339.
+    pub next_transition: Option<String>,
+    /// `residualUntil` (bindings only), RFC 3339.
+    pub residual_until: Option<String>,
 }
 
 /// Something a person should see in `kubectl describe`.

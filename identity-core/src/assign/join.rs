@@ -169,6 +169,7 @@ impl Index {
     fn identity_changed(&mut self, key: &ObjectKey) {
         for binding in self.naming.get(key).cloned().unwrap_or_default() {
             self.judge_all(&binding);
+            self.boxes.dirty.insert(binding.clone());
             self.statuses.dirty.insert(StatusTarget::Binding(binding));
         }
     }
@@ -214,6 +215,7 @@ impl Index {
         }
         self.bindings.insert(key.clone(), BindingState { object, embedded, selection, identity, pods });
         self.judge_all(&key);
+        self.boxes.dirty.insert(key.clone());
         self.statuses.dirty.insert(StatusTarget::Binding(key));
     }
 
@@ -224,6 +226,7 @@ impl Index {
             self.unselect_pod(pod, key);
         }
         self.statuses.forget(&StatusTarget::Binding(key.clone()));
+        self.boxes.forget(key);
     }
 
     fn unselect_pod(&mut self, pod: &ObjectKey, binding: &ObjectKey) {

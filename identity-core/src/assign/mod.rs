@@ -15,6 +15,7 @@
 //! | deleted | when no longer wanted; of a pod that is gone, only what the garbage collector leaves |
 
 mod action;
+mod boxes;
 mod credential;
 mod explain;
 mod join;
@@ -43,6 +44,7 @@ use crate::{
     pod::Pod,
     selector::{Catalog, Selection},
 };
+use boxes::Boxes;
 use observed::Observed;
 use plan::Hold;
 use status::StatusBook;
@@ -53,6 +55,10 @@ pub const VALID: &str = "Valid";
 pub const IDENTITY_FOUND: &str = "IdentityFound";
 /// Type of an identity's condition: Entra takes its credential. Only of identities that have one of their own.
 pub const CREDENTIAL_READY: &str = "CredentialReady";
+/// Type of a binding's condition: its time box is open. Only of bindings that have one, or whose identity has.
+pub const OPEN: &str = "Open";
+/// Type of a binding's condition, a warning: what is handed out while its time box is open works for long after it has closed.
+pub const TOKENS_OUTLIVE_BOX: &str = "TokensOutliveBox";
 /// Reason of a binding's `Valid=False`: its identity exists, but cannot be used.
 pub const IDENTITY_UNUSABLE: &str = "IdentityUnusable";
 /// Label that marks an assignment as ours (Kubernetes "Recommended Labels").
@@ -98,6 +104,7 @@ pub struct Index {
     later: BTreeSet<(Timestamp, ObjectKey)>,
     holds: HashMap<ObjectKey, Hold>,
     statuses: StatusBook,
+    boxes: Boxes,
 }
 
 /// Which pod, through which binding.
@@ -163,6 +170,7 @@ impl Index {
             dirty: BTreeSet::new(),
             later: BTreeSet::new(),
             holds: HashMap::new(),
+            boxes: Boxes::default(),
         }
     }
 

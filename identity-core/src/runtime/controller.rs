@@ -34,6 +34,9 @@ use super::{
 };
 use crate::assign::{Index, Options};
 
+/// How long it may sleep at most while something waits for the wall clock: as late may it be when that is set.
+const WALL_CLOCK: Duration = Duration::from_secs(1);
+
 /// How a controller runs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -225,7 +228,12 @@ impl Controller {
         let now = self.config.clock.now();
         let planned = [self.index.next_due(), self.status_due].into_iter().flatten().min();
         let planned = planned.map(|due| Duration::try_from(due.duration_since(now)).unwrap_or_default());
-        [planned, self.dispatch.due(), self.checks.due()].into_iter().flatten().min()
+        // Boxes go by the wall clock, which may be set while this sleeps.
+        let transition = self.index.next_transition().map(|due| {
+            let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+            wait.min(WALL_CLOCK)
+        });
+        [planned, transition, self.dispatch.due(), self.checks.due()].into_iter().flatten().min()
     }
 
     fn follow_leadership(&mut self) {
@@ -268,13 +276,11 @@ impl Controller {
             debug!(actions = actions.len(), "planned");
         }
         self.dispatch.queue(actions);
-        // Status tells people what has come of it, so it can wait until it has.
-        self.status_due = None;
-        if self.dispatch.is_idle() {
-            let status = self.index.plan_status(now);
-            self.status_due = status.next_due;
-            self.dispatch.queue(status.actions);
-        }
+        // Status tells people what has come of it, so it can wait until it has; what the clock does to it does not wait.
+        let idle = self.dispatch.is_idle();
+        let status = if idle { self.index.plan_status(now) } else { self.index.plan_transitions(now) };
+        self.status_due = status.next_due;
+        self.dispatch.queue_first(status.actions);
         self.dispatch.start();
     }
 }

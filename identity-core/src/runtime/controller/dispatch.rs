@@ -18,7 +18,7 @@ use crate::{
         Backoff,
         clock::Clock,
         executor::{Executor, Report, Seen, Success},
-        observe::{Observer, WriteOutcome},
+        observe::{Change, Observer, WriteOutcome},
         request::Failure,
     },
 };
@@ -43,9 +43,10 @@ pub(super) struct Dispatch {
     clock: Arc<dyn Clock>,
     observer: Arc<dyn Observer>,
     limit: usize,
-    waiting: VecDeque<Action>,
+    /// Since an uptime.
+    waiting: VecDeque<(Duration, Action)>,
     running: JoinSet<Report>,
-    under_way: HashMap<Id, Action>,
+    under_way: HashMap<Id, (Duration, Action)>,
     events: VecDeque<Action>,
     publishing: JoinSet<Report>,
     /// Failures in a row of one object's writes.
@@ -79,7 +80,15 @@ impl Dispatch {
         self.waiting.is_empty() && self.under_way.is_empty()
     }
 
+    /// The same before what waits already.
+    pub(super) fn queue_first(&mut self, actions: Vec<Action>) {
+        let later = std::mem::take(&mut self.waiting);
+        self.queue(actions);
+        self.waiting.extend(later);
+    }
+
     pub(super) fn queue(&mut self, actions: Vec<Action>) {
+        let now = self.clock.uptime();
         for action in actions {
             if matches!(action, Action::Event(_)) {
                 if self.events.len() < MOST_EVENTS {
@@ -88,7 +97,7 @@ impl Dispatch {
                     self.observer.wrote("Event", WriteOutcome::Dropped);
                 }
             } else {
-                self.waiting.push_back(action);
+                self.waiting.push_back((now, action));
             }
         }
     }
@@ -108,12 +117,12 @@ impl Dispatch {
         // After failures one attempt tells whether the server is well again.
         let limit = if self.unwell > 0 { 1 } else { self.limit };
         while self.under_way.len() < limit
-            && let Some(action) = self.waiting.pop_front()
+            && let Some((since, action)) = self.waiting.pop_front()
         {
             let executor = self.executor.clone();
             let task = action.clone();
             let handle = self.running.spawn(async move { executor.execute(&task).await });
-            self.under_way.insert(handle.id(), action);
+            self.under_way.insert(handle.id(), (since, action));
         }
         while self.publishing.len() < EVENTS_AT_ONCE
             && let Some(action) = self.events.pop_front()
@@ -178,7 +187,10 @@ impl Dispatch {
             Err(error) => (error.id(), None),
         };
         // None: it was broken off, and the index has been told.
-        let Some(action) = self.under_way.remove(&id) else { return };
+        let Some((since, action)) = self.under_way.remove(&id) else { return };
+        if let (Some(Report { result: Ok(_), .. }), Some(change)) = (&report, change(&action)) {
+            self.observer.assigned(change, self.clock.uptime().saturating_sub(since));
+        }
         let outcome = match report {
             Some(report) => self.outcome(&action, report, index),
             None => Outcome::Failed { retry_at: self.at(REFUSED) },
@@ -259,6 +271,15 @@ impl Dispatch {
 fn published(ended: Result<Report, JoinError>) {
     if let Ok(Report { result: Err(error), .. }) = ended {
         debug!(%error, "an Event was not written");
+    }
+}
+
+fn change(action: &Action) -> Option<Change> {
+    match action {
+        Action::Apply(apply) if apply.precondition.is_none() => Some(Change::Created),
+        Action::Apply(_) => Some(Change::Updated),
+        Action::Delete(_) => Some(Change::Deleted),
+        Action::Status(_) | Action::Event(_) => None,
     }
 }
 

@@ -427,3 +427,6 @@ async fn events_never_hold_up_a_write() {
 
 #[path = "manifest_tests.rs"]
 mod manifests;
+
+#[path = "box_tests.rs"]
+mod boxes;

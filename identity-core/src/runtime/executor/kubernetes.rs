@@ -156,8 +156,15 @@ pub(super) fn status_object(update: &StatusUpdate) -> Value {
     if let Some(pods) = update.matched_pods {
         status["matchedPods"] = json!(pods);
     }
-    if let Some(expiry) = &update.credential_expiry {
-        status["credentialExpiry"] = json!(expiry);
+    let instants = [
+        ("credentialExpiry", &update.credential_expiry),
+        ("nextTransition", &update.next_transition),
+        ("residualUntil", &update.residual_until),
+    ];
+    for (field, at) in instants {
+        if let Some(at) = at {
+            status[field] = json!(at);
+        }
     }
     json!({
         "apiVersion": format!("{}/{}", identity_crd::GROUP, identity_crd::VERSION),

@@ -55,6 +55,8 @@ fn status_of(target: fn(ObjectKey) -> StatusTarget, pods: Option<i32>) -> Action
         conditions: vec![condition.unwrap()],
         matched_pods: pods,
         credential_expiry: None,
+        next_transition: None,
+        residual_until: None,
     }))
 }
 
