@@ -1,5 +1,7 @@
 //! Prometheus metrics. Every label set is bounded and made beforehand: counting is one atomic addition.
 
+mod buckets;
+
 use std::time::Duration;
 
 use identity_core::lookup::ObjectRef;
@@ -9,6 +11,17 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
+
+use self::buckets::{Answers, Buckets};
+
+pub(crate) use self::buckets::AnsweredBy;
+
+/// Upper ends for what is held, in seconds; it is held for five unless set otherwise.
+const HELD: [f64; 8] = [0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// Whom requests upstream go to.
+const UPSTREAMS: [&str; 3] = ["entra", "imds", "metadata"];
+/// How they end.
+const OUTCOMES: [&str; 3] = ["ok", "refused", "failed"];
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident => $word:literal,)*) => {
@@ -110,6 +123,65 @@ struct IdentityLabel {
     identity: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DecisionLabel {
+    decision: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FetchLabel {
+    wanted: &'static str,
+    outcome: &'static str,
+}
+
+/// What the first look at a request decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decided {
+    /// A token may be had.
+    Allow,
+    /// Not yet.
+    Hold,
+    /// No.
+    Deny,
+}
+
+impl Decided {
+    const ALL: [Self; 3] = [Self::Allow, Self::Hold, Self::Deny];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Hold => "hold",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// For whom a token was got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Somebody waited for it.
+    Now,
+    /// Nobody did yet: a refresh, or an assignment that is new.
+    Ahead,
+}
+
+/// How getting a token ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fetched {
+    /// With a token.
+    Ok,
+    /// Without.
+    Failed,
+    /// Before it was asked for: there was no need any more.
+    Abandoned,
+}
+
 /// Why a connection was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turned {
@@ -138,6 +210,12 @@ pub struct Metrics {
     turned: [Counter; 3],
     upstream: Family<UpstreamLabel, Histogram>,
     credential_expiry: Family<IdentityLabel, Gauge>,
+    answers: Answers,
+    decisions: [Counter; 3],
+    /// Those that were settled, and those that were not.
+    held_for: [Buckets; 2],
+    /// By `Wanted` and `Fetched`.
+    fetches: [[Counter; 3]; 2],
     /// Connections open now.
     pub connections: Gauge,
     /// Requests held now.
@@ -170,7 +248,41 @@ impl Metrics {
             "When the credential in use of an identity ends, where that is known; less time(): the seconds until then",
             credential_expiry.clone(),
         );
+        for (upstream_name, outcome) in UPSTREAMS.into_iter().flat_map(|name| OUTCOMES.map(|outcome| (name, outcome))) {
+            drop(upstream.get_or_create(&UpstreamLabel { upstream: upstream_name, outcome }));
+        }
+        let answers = Answers::default();
+        registry.register_with_unit(
+            "token_request_duration",
+            "Well-formed requests for tokens, from the first look at them to their answer, by what was answered: a token from \
+             the cache, one from upstream, an error",
+            Unit::Seconds,
+            answers.clone(),
+        );
+        let decisions = Family::<DecisionLabel, Counter>::default();
+        registry.register("decisions", "What the first look at a request decided", decisions.clone());
+        let held_for = Family::<OutcomeLabel, Buckets>::new_with_constructor(|| Buckets::new(&HELD));
+        registry.register_with_unit(
+            "hold_duration",
+            "How long requests were held for an address or an assignment that was to come, by whether it came",
+            Unit::Seconds,
+            held_for.clone(),
+        );
+        let fetches = Family::<FetchLabel, Counter>::default();
+        registry.register(
+            "token_fetches",
+            "Tokens got from upstream, by whether somebody waited or it was ahead of time (refreshes), and how it ended",
+            fetches.clone(),
+        );
         let this = Self {
+            answers,
+            decisions: Decided::ALL
+                .map(|decided| decisions.get_or_create(&DecisionLabel { decision: decided.as_str() }).clone()),
+            held_for: ["settled", "timed_out"].map(|outcome| held_for.get_or_create(&OutcomeLabel { outcome }).clone()),
+            fetches: ["now", "ahead"].map(|wanted| {
+                ["ok", "failed", "abandoned"]
+                    .map(|outcome| fetches.get_or_create(&FetchLabel { wanted, outcome }).clone())
+            }),
             credential_expiry,
             requests: Reason::ALL
                 .iter()
@@ -225,7 +337,7 @@ impl Metrics {
 
     /// The credential in use of an identity ends then; `None`: it has none, or one whose end is not known. There is a series for
     /// each identity on the node at most.
-    pub(crate) fn credential_expiry(&self, identity: &ObjectRef, expires: Option<Timestamp>) {
+    pub fn credential_expiry(&self, identity: &ObjectRef, expires: Option<Timestamp>) {
         let label = IdentityLabel { namespace: identity.namespace.to_string(), identity: identity.name.to_string() };
         match expires {
             Some(expires) => {
@@ -235,6 +347,26 @@ impl Metrics {
                 self.credential_expiry.remove(&label);
             }
         }
+    }
+
+    /// Records a request for a token.
+    pub(crate) fn answered(&self, by: AnsweredBy<'_>, took: Duration) {
+        self.answers.observe(by, took);
+    }
+
+    /// Counts the first decision on a request.
+    pub(crate) fn decided(&self, decided: Decided) {
+        self.decisions[decided as usize].inc();
+    }
+
+    /// Records how long a request was held.
+    pub(crate) fn held_for(&self, settled: bool, took: Duration) {
+        self.held_for[usize::from(!settled)].observe(took);
+    }
+
+    /// Counts a token that was got, or not.
+    pub(crate) fn fetched(&self, wanted: Wanted, fetched: Fetched) {
+        self.fetches[wanted as usize][fetched as usize].inc();
     }
 
     /// Records a request upstream.

@@ -19,8 +19,8 @@ use identity_core::{
     },
 };
 use identity_process::{
-    FollowedIdentities, FollowedSecrets, Probes, RuntimeMetrics, Supervisor, SystemClock, VERSION, now,
-    shutdown_on_signal,
+    FollowedIdentities, FollowedSecrets, Missing, Probes, Pulse, RuntimeMetrics, Supervisor, SystemClock, VERSION,
+    metrics::controller_metrics, now, shutdown_on_signal,
 };
 use jiff::SignedDuration;
 use prometheus_client::registry::Registry;
@@ -52,8 +52,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     info!(version = VERSION, holder = lease.holder, "identity-controller");
 
-    let mut registry = Registry::with_prefix("entra_pod_identity_controller");
-    let observer = Arc::new(RuntimeMetrics::controller(&mut registry));
+    let mut registry = Registry::default();
+    let observer = controller_metrics(&mut registry);
     let (health, watched) = watch::channel(Health::default());
     let options = Options {
         cluster_wide: args.cluster_wide_matching,
@@ -72,9 +72,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ..Config::new(lease, Arc::new(SystemClock))
     };
 
-    let probes = Probes { ready: Arc::new(move || missing(&watched.borrow())), registry: Arc::new(registry) };
+    let pulse = Pulse::default();
+    let ready = Arc::new(move || missing(&watched.borrow()));
+    let probes = Probes { ready, pulse: pulse.clone(), registry: Arc::new(registry) };
     let served = args.probes.listen(probes, shutdown.clone()).await?;
-    let mut parts = Supervisor::new(shutdown.clone());
+    let mut parts = Supervisor::new(shutdown.clone(), pulse);
     parts.add("the probes", served);
     parts.add("the controller", async move { Ok(controller::run(config, source, shutdown).await?) });
     parts.run().await
@@ -99,13 +101,13 @@ fn credentials(
     Ok(Some(Credentials { interval, ..Credentials::new(Arc::new(Tried(checker)), secrets) }))
 }
 
-fn missing(health: &Health) -> Vec<String> {
+fn missing(health: &Health) -> Vec<Missing> {
     let mut missing = Vec::new();
     if !health.synced {
-        missing.push("not every kind of object was listed yet".to_owned());
+        missing.push(Missing::new("objects", "not every kind of object was listed yet"));
     }
     if health.leadership == Leadership::Unknown {
-        missing.push("who holds the lease is not known".to_owned());
+        missing.push(Missing::new("lease", "who holds the lease is not known"));
     }
     missing
 }

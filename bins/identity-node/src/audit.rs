@@ -7,13 +7,15 @@ use clap::ValueEnum;
 use identity_broker::{
     AuditError, AuditRecord, AuditSink, FanOut, LogAudit, OnAuditFailure, Policy,
     audit::{
-        journal::{Journal, JournalConfig, JournalError, SigningKey},
+        journal::{Checkpoint, Journal, JournalConfig, JournalError, SigningKey, Stats},
         json,
     },
 };
-use identity_process::{Format, LogLines, VERSION, lost_log_lines, now};
+use identity_process::{Format, LogLines, VERSION, lost_log_lines, metrics::Journalled, now};
 use jiff::SignedDuration;
 use tracing::{error, info};
+
+use crate::events::WithEvents;
 
 /// Whether records are lines of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -178,6 +180,25 @@ fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, Stri
     let duration: SignedDuration = text.parse().map_err(|error| format!("{error}; write 1s or 500ms"))?;
     let duration = Duration::try_from(duration).ok().filter(|duration| (least..=most).contains(duration));
     duration.ok_or_else(|| format!("from {} s to {} s", least.as_secs(), most.as_secs()))
+}
+
+/// How they fare, for metrics.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) journal: Option<Arc<Journal>>,
+    pub(crate) sinks: Arc<WithEvents>,
+}
+
+impl Journalled for Told {
+    fn stats(&self) -> Option<(Stats, Option<Checkpoint>)> {
+        let journal = self.journal.as_ref()?;
+        Some((journal.stats(), journal.checkpoints().borrow().clone()))
+    }
+
+    fn lost(&self) -> Vec<(&'static str, u64)> {
+        let ([journal, log], [_, events]) = (self.sinks.first().lost(), self.sinks.lost());
+        vec![("journal", journal), ("log", log), ("events", events)]
+    }
 }
 
 /// Records as lines of the log; one that the log has lost was not written.

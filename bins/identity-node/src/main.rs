@@ -21,9 +21,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use identity_broker::{
-    Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, Metrics, RotationConfig, ServerConfig, Sources,
-    UpstreamConfig,
-    audit::series::EventMetrics,
+    Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, RotationConfig, ServerConfig, Sources, UpstreamConfig,
     federated::{Assertions, PodTokens, TokenFile},
     metadata::{Passthrough, PassthroughConfig},
     serve,
@@ -42,7 +40,8 @@ use identity_core::{
 };
 use identity_netfilter::{Redirect, State};
 use identity_process::{
-    FollowedIdentities, FollowedSecrets, Probes, RequestedTokens, RuntimeMetrics, Supervisor, SystemClock, VERSION,
+    FollowedIdentities, FollowedSecrets, Missing, Probes, Pulse, RequestedTokens, Supervisor, SystemClock, VERSION,
+    metrics::{NodeMetrics, export_audit, export_netfilter},
     now, shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
@@ -52,7 +51,7 @@ use tokio::{
 };
 use tracing::info;
 
-use self::args::Args;
+use self::{args::Args, audit::Told};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -82,8 +81,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     info!(version = VERSION, node = name, "identity-node");
 
     let mut registry = Registry::default();
-    let observer = Arc::new(RuntimeMetrics::node(registry.sub_registry_with_prefix("entra_pod_identity_node")));
-    let metrics = Arc::new(Metrics::new(&mut registry));
+    let NodeMetrics { runtime: observer, broker: metrics, events: event_metrics } = NodeMetrics::new(&mut registry);
 
     let published = Arc::new(Published::default());
     let (synced, is_synced) = watch::channel(false);
@@ -122,9 +120,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (announcer, announcing) = Announcer::new(&source, &name, Arc::new(SystemClock), observer, shutdown.clone());
     let on_audit_failure = args.tokens.audit_on_failure.into();
     let (audit, journal) = args.audit.open(&name, args.log.log_format, on_audit_failure).await?;
-    let event_metrics = EventMetrics::new(registry.sub_registry_with_prefix("entra_pod_identity"));
     let writer = AuditEvents::new(&source, Arc::new(SystemClock));
     let (audit, counting) = args.events.open(audit, journal.as_deref(), &name, writer, event_metrics, shutdown.clone());
+    let audit = Arc::new(audit);
+    export_audit(&mut registry, Told { journal: journal.clone(), sinks: audit.clone() });
     let config = BrokerConfig {
         hold: args.tokens.hold,
         on_audit_failure,
@@ -143,15 +142,19 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // First somebody who answers, then the rules that lead there.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--node-address {listen}"))?;
     let (rules, state) = netfilter::prepare(args.netfilter.netfilter, redirect).await?;
-    netfilter::Exported::register(registry.sub_registry_with_prefix("entra_pod_identity"), state.clone());
+    if let Some(state) = &state {
+        export_netfilter(&mut registry, state.clone());
+    }
 
+    let pulse = Pulse::default();
     let probes = Probes {
+        pulse: pulse.clone(),
         ready: Arc::new(move || missing(*is_synced.borrow(), state.as_ref().map(|state| state.borrow().clone()))),
         registry: Arc::new(registry),
     };
     let probing = args.probes.listen(probes, shutdown.clone()).await?;
 
-    let mut parts = Supervisor::new(shutdown.clone());
+    let mut parts = Supervisor::new(shutdown.clone(), pulse.clone());
     parts.add("the probes", probing);
     if let Some(rules) = rules {
         let stop = shutdown.clone();
@@ -170,6 +173,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let published = published.clone();
         async move {
             stop.run_until_cancelled(watch_clock(published)).await;
+            Ok(())
+        }
+    });
+    let stop = shutdown.clone();
+    parts.add("looking whether tokens are given", {
+        let tokens = tokens.clone();
+        async move {
+            let asking = pulse.ask("the token manager", || tokens.answers());
+            stop.run_until_cancelled(asking).await;
             Ok(())
         }
     });
@@ -244,14 +256,15 @@ fn own_addresses(address: std::net::Ipv4Addr) -> anyhow::Result<Vec<IpAddr>> {
     Ok(all.into_iter().collect())
 }
 
-fn missing(synced: bool, rules: Option<State>) -> Vec<String> {
+fn missing(synced: bool, rules: Option<State>) -> Vec<Missing> {
     let mut missing = Vec::new();
     if !synced {
-        missing.push("the pods, assignments and bindings of this node were not listed yet".to_owned());
+        let message = "the pods, assignments and bindings of this node were not listed yet";
+        missing.push(Missing::new("objects", message));
     }
     if let Some(state) = rules.filter(|state| !state.installed) {
         let why = state.last_error.map_or(String::new(), |error| format!(": {error}"));
-        missing.push(format!("the redirect is not in force{why}"));
+        missing.push(Missing::new("redirect", format!("the redirect is not in force{why}")));
     }
     missing
 }

@@ -3,12 +3,6 @@
 use std::io::Write as _;
 
 use identity_netfilter::{Keep, Netfilter, Redirect, State, Tools, detect, keep};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
-    registry::Registry,
-};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -62,42 +56,4 @@ pub(crate) async fn remove() -> anyhow::Result<()> {
     );
     writeln!(std::io::stdout(), "{}", lines.join("\n"))?;
     Ok(())
-}
-
-/// The state as metrics.
-#[derive(Debug)]
-pub(crate) struct Exported(watch::Receiver<State>);
-
-impl Exported {
-    pub(crate) fn register(registry: &mut Registry, state: Option<watch::Receiver<State>>) {
-        if let Some(state) = state {
-            registry.register_collector(Box::new(Self(state)));
-        }
-    }
-}
-
-impl Collector for Exported {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let state = self.0.borrow().clone();
-        let installed = ConstGauge::new(i64::from(state.installed));
-        installed.encode(encoder.encode_descriptor(
-            "netfilter_installed",
-            "Whether the redirect was in force when it was last looked at",
-            None,
-            installed.metric_type(),
-        )?)?;
-        for (name, help, value) in [
-            ("netfilter_repairs", "How often rules that somebody else changed were repaired", state.repaired),
-            ("netfilter_redirected_connections", "Connections redirected", state.redirected_connections),
-            (
-                "netfilter_dropped_packets",
-                "Packets to the endpoint that were not redirected, and dropped",
-                state.dropped_packets,
-            ),
-        ] {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
-        Ok(())
-    }
 }

@@ -21,8 +21,9 @@
 
 mod clock;
 mod logs;
-mod observer;
+pub mod metrics;
 mod probe;
+mod pulse;
 mod seams;
 mod signals;
 mod source;
@@ -33,8 +34,9 @@ mod upstream;
 
 pub use clock::{SystemClock, now};
 pub use logs::{Format, LogArgs};
-pub use observer::RuntimeMetrics;
-pub use probe::{Answer, ProbeArgs, Probes};
+pub use metrics::RuntimeMetrics;
+pub use probe::{Missing, ProbeArgs, Probes};
+pub use pulse::Pulse;
 pub use seams::{FollowedIdentities, FollowedSecrets, RequestedTokens};
 pub use signals::{Supervisor, shutdown_on_signal};
 pub use source::SourceArgs;

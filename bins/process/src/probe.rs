@@ -1,4 +1,5 @@
-//! `/healthz`, `/readyz` and `/metrics`: a small server that answers from memory.
+//! `/healthz`, `/readyz` and `/metrics`, and nothing else: a small server that answers from memory. Probes are answered in
+//! JSON, one object in a line, which people can read as well.
 
 use std::{
     convert::Infallible,
@@ -17,6 +18,8 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
+
+use crate::Pulse;
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 32;
@@ -55,14 +58,48 @@ impl<const PROBE: u16, const METRICS: u16> ProbeArgs<PROBE, METRICS> {
     }
 }
 
-/// The answer to a probe: why it is not so, one reason in a line. No reasons: 200.
-pub type Answer = Vec<String>;
+/// What a daemon that is not ready waits for.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Missing {
+    /// In a word, for programs.
+    pub what: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl Missing {
+    /// That.
+    pub fn new(what: &'static str, message: impl Into<String>) -> Self {
+        Self { what, message: message.into() }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Ready {
+    ready: bool,
+    waiting_for: Vec<Missing>,
+}
+
+#[derive(serde::Serialize)]
+struct Healthy {
+    healthy: bool,
+    stuck: Vec<Stuck>,
+}
+
+#[derive(serde::Serialize)]
+struct Stuck {
+    part: &'static str,
+    seconds: u64,
+}
 
 /// What is asked.
 #[derive(Clone)]
 pub struct Probes {
     /// Not yet ready because…
-    pub ready: Arc<dyn Fn() -> Answer + Send + Sync>,
+    pub ready: Arc<dyn Fn() -> Vec<Missing> + Send + Sync>,
+    /// Which parts are stuck. The probes themselves are answered by the runtime that runs the parts: when that is stuck
+    /// altogether there is no answer at all.
+    pub pulse: Pulse,
     /// What is counted.
     pub registry: Arc<Registry>,
 }
@@ -110,15 +147,14 @@ impl Probes {
             "/healthz" | "/readyz" | "/metrics" if method != Method::GET && method != Method::HEAD => {
                 (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned())
             }
-            // The process answers: its runtime is not stuck.
-            "/healthz" if serves.contains(&Serve::Probes) => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+            "/healthz" if serves.contains(&Serve::Probes) => {
+                let stuck = self.pulse.stuck().into_iter();
+                let stuck: Vec<_> = stuck.map(|(part, busy)| Stuck { part, seconds: busy.as_secs() }).collect();
+                probed(stuck.is_empty(), &Healthy { healthy: stuck.is_empty(), stuck })
+            }
             "/readyz" if serves.contains(&Serve::Probes) => {
-                let missing = (self.ready)();
-                if missing.is_empty() {
-                    (StatusCode::OK, TEXT, "ok\n".to_owned())
-                } else {
-                    (StatusCode::SERVICE_UNAVAILABLE, TEXT, missing.join("\n") + "\n")
-                }
+                let waiting_for = (self.ready)();
+                probed(waiting_for.is_empty(), &Ready { ready: waiting_for.is_empty(), waiting_for })
             }
             "/metrics" if serves.contains(&Serve::Metrics) => {
                 let mut text = String::new();
@@ -140,6 +176,12 @@ impl Probes {
         response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
         response
     }
+}
+
+fn probed(well: bool, answer: &impl serde::Serialize) -> (StatusCode, &'static str, String) {
+    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = serde_json::to_string(answer).unwrap_or_else(|error| format!("\"{error}\""));
+    (status, "application/json", body + "\n")
 }
 
 async fn bind(flag: &str, address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
@@ -198,8 +240,8 @@ mod tests {
         let counter: Counter = Counter::default();
         registry.register("things", "Things", counter.clone());
         counter.inc();
-        let ready = Arc::new(move || missing.iter().map(|&why| why.to_owned()).collect());
-        Probes { ready, registry: Arc::new(registry) }
+        let ready = Arc::new(move || missing.iter().map(|&why| Missing::new("it", why)).collect());
+        Probes { ready, pulse: Pulse::default(), registry: Arc::new(registry) }
     }
 
     #[test]
@@ -216,12 +258,56 @@ mod tests {
             (&both[1..], "/healthz", 404),
             (&both[..], "/metrics", 200),
             (&both[..], "/", 404),
+            (&both[..], "/debug/pprof", 404),
+            (&both[..], "/debug/pprof/profile", 404),
+            (&both[..], "/debug/vars", 404),
+            (&both[..], "/metrics/", 404),
         ] {
             assert_eq!(ask(&ready, serves, path), expected, "{path}");
         }
         assert_eq!(ask(&not, both, "/readyz"), 503);
         assert_eq!(ask(&not, both, "/healthz"), 200);
         assert_eq!(ready.answer(both, &Method::POST, "/readyz").status(), 405);
+    }
+
+    #[tokio::test]
+    async fn probes_say_in_json_what_is_waited_for_and_what_is_stuck() {
+        async fn read(probes: &Probes, path: &str) -> String {
+            let body = probes.answer(&[Serve::Probes], &Method::GET, path).into_body();
+            String::from_utf8(http_body_util::BodyExt::collect(body).await.unwrap().to_bytes().to_vec()).unwrap()
+        }
+        let (ready, not) = (probes(&[]), probes(&["no \"rules\"", "no pods"]));
+        assert_eq!(read(&ready, "/readyz").await, "{\"ready\":true,\"waiting_for\":[]}\n");
+        let expected = "{\"ready\":false,\"waiting_for\":[{\"what\":\"it\",\"message\":\"no \\\"rules\\\"\"},\
+                        {\"what\":\"it\",\"message\":\"no pods\"}]}\n";
+        assert_eq!(read(&not, "/readyz").await, expected);
+        assert_eq!(read(&not, "/healthz").await, "{\"healthy\":true,\"stuck\":[]}\n");
+
+        tokio::time::pause();
+        let stuck = probes(&[]);
+        let pulse = stuck.pulse.clone();
+        tokio::spawn(async move { pulse.ask("the part", std::future::pending).await });
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        assert_eq!(stuck.answer(&[Serve::Probes], &Method::GET, "/healthz").status(), 503);
+        assert_eq!(
+            read(&stuck, "/healthz").await,
+            "{\"healthy\":false,\"stuck\":[{\"part\":\"the part\",\"seconds\":40}]}\n"
+        );
+    }
+
+    #[test]
+    fn nothing_is_served_beyond_the_loopback_unless_configured() {
+        use clap::{Args as _, FromArgMatches as _};
+        let parse = |flags: &[&str]| {
+            let command = ProbeArgs::<8085, 9090>::augment_args(clap::Command::new("daemon"));
+            let matches = command.try_get_matches_from([&["daemon"], flags].concat()).unwrap();
+            ProbeArgs::<8085, 9090>::from_arg_matches(&matches).unwrap()
+        };
+        let default = parse(&[]);
+        assert!(default.probe_address.ip().is_loopback() && default.metrics_address.ip().is_loopback());
+        assert_eq!((default.probe_address.port(), default.metrics_address.port()), (8085, 9090));
+        let configured = parse(&["--metrics-address", "10.0.0.1:9"]);
+        assert!(configured.probe_address.ip().is_loopback() && !configured.metrics_address.ip().is_loopback());
     }
 
     #[tokio::test]

@@ -10,6 +10,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::Pulse;
+
 /// Cancelled by SIGTERM or SIGINT.
 pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (
@@ -33,18 +35,20 @@ pub fn shutdown_on_signal() -> anyhow::Result<CancellationToken> {
 #[derive(Debug)]
 pub struct Supervisor {
     shutdown: CancellationToken,
+    pulse: Pulse,
     parts: JoinSet<anyhow::Result<()>>,
 }
 
 impl Supervisor {
     /// Without parts.
-    pub fn new(shutdown: CancellationToken) -> Self {
-        Self { shutdown, parts: JoinSet::new() }
+    pub fn new(shutdown: CancellationToken, pulse: Pulse) -> Self {
+        Self { shutdown, pulse, parts: JoinSet::new() }
     }
 
     /// Adds a part, which ends by itself only after `shutdown`.
     pub fn add(&mut self, name: &'static str, part: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
         let shutdown = self.shutdown.clone();
+        let part = self.pulse.watched(name, part);
         self.parts.spawn(async move {
             let result = part.await;
             let expected = shutdown.is_cancelled();
@@ -75,7 +79,7 @@ mod tests {
     #[tokio::test]
     async fn one_failure_ends_all() {
         let shutdown = CancellationToken::new();
-        let mut supervisor = Supervisor::new(shutdown.clone());
+        let mut supervisor = Supervisor::new(shutdown.clone(), Pulse::default());
         let waits = shutdown.clone();
         supervisor.add("waiter", async move {
             waits.cancelled().await;
@@ -88,12 +92,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_that_leaves_or_panics_is_a_failure() {
-        let mut supervisor = Supervisor::new(CancellationToken::new());
+        let mut supervisor = Supervisor::new(CancellationToken::new(), Pulse::default());
         supervisor.add("leaver", async { Ok(()) });
         assert_eq!(supervisor.run().await.unwrap_err().to_string(), "leaver ended by itself");
 
         let shutdown = CancellationToken::new();
-        let mut supervisor = Supervisor::new(shutdown.clone());
+        let mut supervisor = Supervisor::new(shutdown.clone(), Pulse::default());
         supervisor.add("waiter", async move {
             shutdown.cancelled().await;
             Ok(())

@@ -36,6 +36,11 @@ impl<A, B> FanOut<A, B> {
         Self { first, second, lost: [AtomicU64::new(0), AtomicU64::new(0)] }
     }
 
+    /// The first of them.
+    pub const fn first(&self) -> &A {
+        &self.first.0
+    }
+
     /// How many records each of them did not take.
     pub fn lost(&self) -> [u64; 2] {
         [self.lost[0].load(Ordering::Relaxed), self.lost[1].load(Ordering::Relaxed)]

@@ -21,7 +21,7 @@ use crate::{
     audit::{AuditRecord, AuditSink, Verdict},
     clock::Clock,
     decide::Decide,
-    metrics::Metrics,
+    metrics::{Decided, Metrics},
     tokens::Tokens,
 };
 
@@ -177,8 +177,22 @@ where
     ) -> Result<R, EndpointError> {
         let mut deadline = None;
         let mut changed = None;
+        let mut begun: Option<tokio::time::Instant> = None;
+        let mut decided = false;
         loop {
-            let wait = match ask() {
+            let asked = ask();
+            if !decided {
+                decided = true;
+                self.metrics.decided(match &asked {
+                    Ok(_) => Decided::Allow,
+                    Err(Err(_)) => Decided::Deny,
+                    Err(Ok(_)) => Decided::Hold,
+                });
+            }
+            if let Some(begun) = begun.filter(|_| !matches!(asked, Err(Ok(_)))) {
+                self.metrics.held_for(true, begun.elapsed());
+            }
+            let wait = match asked {
                 Ok(settled) => return Ok(settled),
                 Err(Err(error)) => return Err(error),
                 Err(Ok(wait)) => wait,
@@ -189,12 +203,14 @@ where
                 continue;
             };
             self.wait_in_line(connection, waiting)?;
-            let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + self.config.hold);
+            let begun = *begun.get_or_insert_with(tokio::time::Instant::now);
+            let deadline = *deadline.get_or_insert_with(|| begun + self.config.hold);
             self.metrics.held.inc();
             let held = HeldGauge(&self.metrics);
             let woken = tokio::time::timeout_at(deadline, listener).await;
             drop(held);
             if woken.is_err() {
+                self.metrics.held_for(false, begun.elapsed());
                 return Err(EndpointError::NotYet(wait));
             }
             changed = Some(self.decide.changed());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 use identity_core::lookup::{Allow, Decision, Identity, Source};
+use tokio::time::Instant;
 
 use super::{
     Connection, authority,
@@ -18,7 +19,7 @@ use crate::{
     audit::{AuditRecord, AuditSink, TokenSource, Verdict},
     clock::Clock,
     decide::Decide,
-    metrics::Reason,
+    metrics::{AnsweredBy, Reason},
     tokens::{Freshness, Shape, Token, TokenError, Tokens, same},
 };
 
@@ -52,13 +53,32 @@ where
         connection: &Connection,
         request: &TokenRequest,
     ) -> Result<Response<Body>, EndpointError> {
-        self.admit(connection).await?;
+        let begun = Instant::now();
+        if let Err(error) = self.admit(connection).await {
+            self.metrics.answered(AnsweredBy::Error, begun.elapsed());
+            return Err(error);
+        }
         let mut allowed = None;
         let outcome = self.issued(connection, request, &mut allowed).await;
         if let Err(Unissued { error, recorded: false }) = &outcome {
             self.note(connection, &request.resource, allowed.as_ref(), error).await;
         }
-        outcome.map_err(|unissued| unissued.error)
+        match outcome {
+            Ok((token, source, response)) => {
+                let by = match source {
+                    TokenSource::Cache => AnsweredBy::Cache,
+                    TokenSource::Upstream => {
+                        AnsweredBy::Upstream { correlation: token.correlation_id(), at: self.clock.now().into() }
+                    }
+                };
+                self.metrics.answered(by, begun.elapsed());
+                Ok(response)
+            }
+            Err(unissued) => {
+                self.metrics.answered(AnsweredBy::Error, begun.elapsed());
+                Err(unissued.error)
+            }
+        }
     }
 
     async fn issued(
@@ -66,7 +86,7 @@ where
         connection: &Connection,
         request: &TokenRequest,
         allowed: &mut Option<Allow>,
-    ) -> Result<Response<Body>, Unissued> {
+    ) -> Result<(Arc<Token>, TokenSource, Response<Body>), Unissued> {
         let mut waiting = None;
         let mut allow = self.settle(connection, &request.asked(), &mut waiting).await?;
         if request.bypass_cache
@@ -85,7 +105,8 @@ where
                 other => return Err(refusal(other, request).into()),
             };
             if is_for(&again, &allow) {
-                return self.answer(connection, request, &again, &token, source).await;
+                let response = self.answer(connection, request, &again, &token, source).await?;
+                return Ok((token, source, response));
             }
             allow = again;
             freshness = Freshness::Any;

@@ -25,7 +25,10 @@ use super::{
     machine::{Effect, Input, Machine, Now, Waiter, with_wait},
     shelf::Shelf,
 };
-use crate::{clock::Clock, metrics::Metrics};
+use crate::{
+    clock::Clock,
+    metrics::{self, Metrics, Wanted},
+};
 
 /// How often the machine looks at the wall clock, which may have been set.
 const LOOK: Duration = Duration::from_secs(30);
@@ -72,6 +75,7 @@ enum Command {
         reply: oneshot::Sender<Answer>,
     },
     Other(Input),
+    Ping(oneshot::Sender<()>),
 }
 
 // === impl Core ===
@@ -147,6 +151,16 @@ impl<B: Backend, C: Clock> Manager<B, C> {
     /// The pod with this UID is gone: what it asked for is kept only if others ask for it.
     pub async fn pod_gone(&self, uid: &str) {
         self.tell(Input::PodGone { pod: crate::digest::first64(uid.as_bytes()) }).await;
+    }
+
+    /// Comes back once the task has taken in everything before: whether it is stuck can be seen by that.
+    pub async fn answers(&self) {
+        if self.handle.running.load(Ordering::Acquire) {
+            let (reply, answer) = oneshot::channel();
+            if self.handle.commands.send(Command::Ping(reply)).await.is_ok() {
+                let _ = answer.await;
+            }
+        }
     }
 
     async fn tell(&self, input: Input) {
@@ -305,6 +319,7 @@ impl<B: Backend, C: Clock> Driver<B, C> {
                     self.handle(Input::Request { key, waiter, pod, deadline, freshness });
                 }
             }
+            Command::Ping(reply) => drop(reply.send(())),
             Command::Other(input) => {
                 if let Input::Cancelled { waiter } = &input {
                     self.replies.remove(waiter);
@@ -315,7 +330,16 @@ impl<B: Backend, C: Clock> Driver<B, C> {
     }
 
     fn fetched(&mut self, (key, result): Fetched) {
-        self.urgencies.remove(&key);
+        let urgency = self.urgencies.remove(&key).map(|sender| *sender.borrow());
+        let wanted = if urgency == Some(Urgency::Urgent) { Wanted::Now } else { Wanted::Ahead };
+        self.core.metrics.fetched(
+            wanted,
+            match &result {
+                Ok(_) => metrics::Fetched::Ok,
+                Err(FetchError::Failed(_)) => metrics::Fetched::Failed,
+                Err(FetchError::Abandoned) => metrics::Fetched::Abandoned,
+            },
+        );
         let result = match result {
             Ok(token) => Some(Ok(Arc::new(token))),
             Err(FetchError::Failed(error)) => Some(Err(error)),

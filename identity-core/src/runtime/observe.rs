@@ -21,11 +21,27 @@ pub enum WriteOutcome {
     Dropped,
 }
 
+/// What a write did to an assignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// It is new.
+    Created,
+    /// It is another.
+    Updated,
+    /// It is gone.
+    Deleted,
+}
+
 /// Receives what happens. Called from the runtime's tasks: must not block.
 pub trait Observer: Debug + Send + Sync + 'static {
     /// A write to `kind` (such as `AzureAssignedIdentity`, `AzureIdentity/status`, `Event`) ended.
     fn wrote(&self, kind: &'static str, outcome: WriteOutcome) {
         let _ = (kind, outcome);
+    }
+
+    /// An assignment was written (or deleted): how long after it had been decided.
+    fn assigned(&self, change: Change, took: Duration) {
+        let _ = (change, took);
     }
 
     /// A plan was made: how long it took, how many actions it has.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use identity_core::{
     object::ObjectKey,
-    runtime::observe::{Observer, WriteOutcome},
+    runtime::observe::{Change, Observer, WriteOutcome},
 };
 use jiff::Timestamp;
 use prometheus_client::{
@@ -25,6 +25,11 @@ struct WriteLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ChangeLabel {
+    change: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IdentityLabel {
     namespace: String,
     identity: String,
@@ -36,6 +41,16 @@ impl From<&ObjectKey> for IdentityLabel {
     }
 }
 
+/// Upper ends for how long an assignment takes, in seconds.
+const ASSIGNED: [f64; 10] = [0.005, 0.01, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
+const OUTCOMES: [&str; 5] = ["done", "conflict", "failed", "fenced", "dropped"];
+const NODE_WRITES: [&str; 1] = ["Event"];
+const CONTROLLER_WRITES: [&str; 4] =
+    ["AzureAssignedIdentity", "AzureIdentity/status", "AzureIdentityBinding/status", "Event"];
+const NODE_KINDS: [&str; 6] =
+    ["Pod", "AzureIdentity", "AzureIdentityBinding", "AzureAssignedIdentity", "AzurePodIdentityException", "Secret"];
+const CONTROLLER_KINDS: [&str; 5] = ["Pod", "AzureIdentity", "AzureIdentityBinding", "AzureAssignedIdentity", "Secret"];
+
 /// Metrics of `identity_core::runtime`. Labels are kinds of objects, outcomes, and the identities there are: bounded.
 #[derive(Debug)]
 pub struct RuntimeMetrics {
@@ -46,6 +61,9 @@ pub struct RuntimeMetrics {
     waiting: Gauge,
     under_way: Gauge,
     leading: Gauge,
+    elections: Counter,
+    /// Created, updated, deleted.
+    assigned: [Histogram; 3],
     problems: Gauge,
     ready: Family<IdentityLabel, Gauge>,
     expiry: Family<IdentityLabel, Gauge>,
@@ -54,10 +72,25 @@ pub struct RuntimeMetrics {
 impl RuntimeMetrics {
     /// Of a controller: all of them.
     pub fn controller(registry: &mut Registry) -> Self {
-        let metrics = Self::node(registry);
+        let mut metrics = Self::common(registry, &CONTROLLER_KINDS, &CONTROLLER_WRITES);
         registry.register_with_unit("plan_duration", "Time to plan", Unit::Seconds, metrics.plan.clone());
         registry.register("actions_waiting", "Actions that wait", metrics.waiting.clone());
         registry.register("actions_under_way", "Actions under way", metrics.under_way.clone());
+        registry.register(
+            "lease_acquisitions",
+            "How often this process came to hold the lease",
+            metrics.elections.clone(),
+        );
+        let assigned = Family::<ChangeLabel, Histogram>::new_with_constructor(|| Histogram::new(ASSIGNED));
+        for (histogram, change) in metrics.assigned.iter_mut().zip(["created", "updated", "deleted"]) {
+            *histogram = assigned.get_or_create(&ChangeLabel { change }).clone();
+        }
+        registry.register_with_unit(
+            "assignment_duration",
+            "From the decision that an assignment is to be written or deleted until the API server has taken it",
+            Unit::Seconds,
+            assigned,
+        );
         registry.register("leading", "Whether this process holds the lease", metrics.leading.clone());
         registry.register(
             "credential_ready",
@@ -74,6 +107,10 @@ impl RuntimeMetrics {
 
     /// Of a node, which only reads (and writes Events).
     pub fn node(registry: &mut Registry) -> Self {
+        Self::common(registry, &NODE_KINDS, &NODE_WRITES)
+    }
+
+    fn common(registry: &mut Registry, kinds: &[&'static str], writes: &[&'static str]) -> Self {
         let metrics = Self {
             writes: Family::default(),
             relists: Family::default(),
@@ -82,6 +119,8 @@ impl RuntimeMetrics {
             waiting: Gauge::default(),
             under_way: Gauge::default(),
             leading: Gauge::default(),
+            elections: Counter::default(),
+            assigned: [(); 3].map(|()| Histogram::new(ASSIGNED)),
             problems: Gauge::default(),
             ready: Family::default(),
             expiry: Family::default(),
@@ -90,6 +129,13 @@ impl RuntimeMetrics {
         registry.register("watch_relists", "Complete lists taken in, by kind", metrics.relists.clone());
         registry.register("watch_failures", "Watches that failed and were tried again", metrics.watch_failures.clone());
         registry.register("manifest_problems", "Problems of the manifests now", metrics.problems.clone());
+        for kind in kinds {
+            drop(metrics.relists.get_or_create(&KindLabel { kind }));
+            drop(metrics.watch_failures.get_or_create(&KindLabel { kind }));
+        }
+        for (kind, outcome) in writes.iter().flat_map(|kind| OUTCOMES.map(|outcome| (*kind, outcome))) {
+            drop(metrics.writes.get_or_create(&WriteLabel { kind, outcome }));
+        }
         metrics
     }
 }
@@ -121,6 +167,13 @@ impl Observer for RuntimeMetrics {
 
     fn leading(&self, leading: bool) {
         gauge(&self.leading, leading.into());
+        if leading {
+            self.elections.inc();
+        }
+    }
+
+    fn assigned(&self, change: Change, took: Duration) {
+        self.assigned[change as usize].observe(took.as_secs_f64());
     }
 
     fn relisted(&self, kind: &'static str) {
