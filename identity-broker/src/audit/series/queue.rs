@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -13,13 +13,15 @@ use tokio::sync::Notify;
 use super::{Book, Seen};
 use crate::audit::{AuditError, AuditRecord, AuditSink, journal::encode::token_body};
 
-/// Records that wait; each takes some 800 bytes.
-const MOST: usize = 4096;
+/// Records that wait; each takes some 800 bytes. They are taken out five times a second.
+const MOST: usize = 1024;
 
 /// A sink that takes every record that there is room for, and never fails: nobody waits for Events.
 #[derive(Debug, Default)]
 pub struct Queue {
     records: Mutex<VecDeque<Vec<u8>>>,
+    /// About how many those are: a record for which there is no room is not even formatted.
+    waiting: AtomicUsize,
     more: Notify,
     lost: AtomicU64,
     taken: AtomicU64,
@@ -54,6 +56,7 @@ impl Queue {
             }
             let next = self.records.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(line) = next else { return false };
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             let seq = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(seen) = Seen::of_line(seq, &line) {
                 book.take(&seen);
@@ -65,6 +68,10 @@ impl Queue {
 
 impl AuditSink for Queue {
     fn record(&self, record: &AuditRecord<'_>) -> impl Future<Output = Result<(), AuditError>> + Send {
+        if self.waiting.load(Ordering::Relaxed) >= MOST {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return std::future::ready(Ok(()));
+        }
         let body = token_body(record);
         let mut line = Vec::with_capacity(body.len() + 2);
         line.push(b'{');
@@ -73,6 +80,7 @@ impl AuditSink for Queue {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         if records.len() < MOST {
             records.push_back(line);
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             drop(records);
             self.more.notify_one();
         } else {
