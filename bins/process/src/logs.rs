@@ -1,8 +1,11 @@
-//! The log on standard error: text for people, JSON for machines.
+//! The log on standard error: text for people, JSON for machines. How much it says can be changed while the daemon runs.
 
 use std::io::{self, IsTerminal as _};
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
 use crate::stderr::Stderr;
@@ -17,14 +20,14 @@ pub enum Format {
 }
 
 /// Flags of the log.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Log (standard error)")]
 pub struct LogArgs {
     /// Lines for people, or JSON objects
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "ENTRA_POD_IDENTITY_LOG_FORMAT")]
     pub log_format: Format,
     /// error, warn, info, debug, trace; or by module: info,identity_broker=debug. Audit records (target `audit`) are always
-    /// written
+    /// written. SIGUSR1 makes a running daemon say more, SIGUSR2 less
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "ENTRA_POD_IDENTITY_LOG_LEVEL", value_parser = filter)]
     pub log_level: String,
 }
@@ -39,20 +42,114 @@ fn filter(text: &str) -> Result<String, String> {
     EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// Replaces what the log lets through; false: it could not.
+type Reload = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+/// The log of the process, as far as it can be changed.
+pub(crate) struct Log {
+    levels: Levels,
+    reload: Reload,
+}
+
 impl LogArgs {
     /// The last word on a target counts: no level silences the audit.
     fn directives(&self) -> String {
+        // The kube client says each request at info and each failure that is ours to judge at error.
         format!("kube=off,hyper_util=warn,{},audit=info", self.log_level)
     }
 
     /// Makes this the log of the process. Once.
-    pub fn install(&self) {
-        // The kube client says each request at info and each failure that is ours to judge at error.
+    pub(crate) fn install(&self) -> Log {
         let filter = EnvFilter::new(self.directives());
         let log = fmt().with_env_filter(filter).with_writer(Stderr::new()).with_target(true).log_internal_errors(false);
-        match self.log_format {
-            Format::Json => log.json().flatten_event(true).init(),
-            Format::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        let reload: Reload = match self.log_format {
+            Format::Json => {
+                let log = log.json().flatten_event(true).with_filter_reloading();
+                let handle = log.reload_handle();
+                log.init();
+                Box::new(move |filter| handle.reload(filter).is_ok())
+            }
+            Format::Text => {
+                let log = log.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
+                let handle = log.reload_handle();
+                log.init();
+                Box::new(move |filter| handle.reload(filter).is_ok())
+            }
+        };
+        Log { levels: Levels::new(self), reload }
+    }
+}
+
+/// What the log says now: as the flag has it, and so many steps more or less.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Levels {
+    args: LogArgs,
+    configured: LevelFilter,
+    now: LevelFilter,
+}
+
+const LEVELS: [LevelFilter; 6] = [
+    LevelFilter::OFF,
+    LevelFilter::ERROR,
+    LevelFilter::WARN,
+    LevelFilter::INFO,
+    LevelFilter::DEBUG,
+    LevelFilter::TRACE,
+];
+
+impl Levels {
+    fn new(args: &LogArgs) -> Self {
+        // Of several words without a module the last one counts; without any, modules that are not named say nothing.
+        let words = args.log_level.split(',').map(str::trim).filter(|word| !word.contains('='));
+        let configured = words.filter_map(|word| word.parse().ok()).next_back().unwrap_or(LevelFilter::OFF);
+        Self { args: args.clone(), configured, now: configured }
+    }
+
+    /// One step more, or less.
+    fn step(&mut self, more: bool) {
+        let at = LEVELS.iter().position(|level| *level == self.now).unwrap_or_default();
+        let next = if more { at + 1 } else { at.saturating_sub(1) };
+        self.now = LEVELS[next.min(LEVELS.len() - 1)];
+    }
+
+    fn directives(&self) -> String {
+        let args = &self.args;
+        let LogArgs { log_format, .. } = *args;
+        let log_level = if self.now == self.configured {
+            args.log_level.clone()
+        } else if self.now < self.configured {
+            // Less means less, of the modules that are named as well.
+            self.now.to_string()
+        } else {
+            format!("{},{}", args.log_level, self.now)
+        };
+        LogArgs { log_format, log_level }.directives()
+    }
+}
+
+impl Log {
+    /// Says more on SIGUSR1, less on SIGUSR2, until the process ends.
+    pub(crate) async fn follow_signals(mut self) -> anyhow::Result<()> {
+        let mut more = signal(SignalKind::user_defined1()).context("cannot listen for SIGUSR1")?;
+        let mut less = signal(SignalKind::user_defined2()).context("cannot listen for SIGUSR2")?;
+        loop {
+            let up = tokio::select! {
+                Some(()) = more.recv() => true,
+                Some(()) = less.recv() => false,
+                else => return Ok(()),
+            };
+            self.levels.step(up);
+            let level = self.levels.now;
+            let signal = if up { "SIGUSR1" } else { "SIGUSR2" };
+            // Said while it is still heard.
+            if !up {
+                info!(signal, %level, "log level");
+            }
+            if !(self.reload)(EnvFilter::new(self.levels.directives())) {
+                info!(signal, "the log level could not be changed");
+            } else if up {
+                info!(signal, %level, "log level");
+            }
         }
     }
 }
@@ -70,6 +167,40 @@ mod tests {
                 assert!(tracing::enabled!(target: "audit", tracing::Level::INFO), "{level}");
             });
         }
+    }
+
+    #[test]
+    fn signals_step_through_the_levels_and_never_silence_the_audit() {
+        let enabled = |levels: &Levels, target: &str| {
+            let subscriber = fmt().with_env_filter(EnvFilter::new(levels.directives())).with_writer(io::sink).finish();
+            tracing::subscriber::with_default(subscriber, || match target {
+                "audit" => tracing::enabled!(target: "audit", tracing::Level::INFO),
+                "quiet" => tracing::enabled!(target: "quiet", tracing::Level::DEBUG),
+                "kube" => tracing::enabled!(target: "kube", tracing::Level::ERROR),
+                _ => tracing::enabled!(target: "other", tracing::Level::DEBUG),
+            })
+        };
+        let args = LogArgs { log_format: Format::Text, log_level: "info,quiet=warn".to_owned() };
+        let mut levels = Levels::new(&args);
+        assert!(!enabled(&levels, "other"));
+        levels.step(true);
+        assert_eq!(levels.now, LevelFilter::DEBUG);
+        assert!(enabled(&levels, "other") && !enabled(&levels, "quiet"), "what the flag says of a module holds");
+        assert!(!enabled(&levels, "kube"));
+        levels.step(true);
+        levels.step(true);
+        assert_eq!(levels.now, LevelFilter::TRACE, "and no further");
+        for _ in 0..8 {
+            levels.step(false);
+            assert!(enabled(&levels, "audit"), "{}", levels.directives());
+        }
+        assert_eq!(levels.now, LevelFilter::OFF);
+        for _ in 0..3 {
+            levels.step(true);
+        }
+        assert_eq!(levels.directives(), args.directives(), "back where it was");
+        let only_modules = LogArgs { log_format: Format::Text, log_level: "identity_broker=debug".to_owned() };
+        assert_eq!(Levels::new(&only_modules).configured, LevelFilter::OFF);
     }
 
     #[test]

@@ -13,11 +13,19 @@ pub fn run(log: &LogArgs, threads: usize, work: impl Future<Output = anyhow::Res
     // An allocator that is given a huge page for a few kilobytes triples what a node with 250 pods needs. Where the kernel
     // does not know the flag (before Linux 3.15) it only costs memory.
     let _ = nix::sys::prctl::set_thp_disable(true);
-    log.install();
+    let log = log.install();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(1)).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(work);
+            let result = runtime.block_on(async {
+                // A log that cannot be changed is no reason to stop.
+                tokio::spawn(async move {
+                    if let Err(error) = log.follow_signals().await {
+                        tracing::warn!("{error:#}");
+                    }
+                });
+                work.await
+            });
             // What still blocks (a file that hangs) must not hold up the exit.
             runtime.shutdown_background();
             result

@@ -150,7 +150,27 @@ where
         {
             connection.pin(pod);
         }
+        Self::trace(&decision);
         decision
+    }
+
+    /// Says of the request's span whom it is about, if anybody listens.
+    fn trace(decision: &Decision) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let span = tracing::Span::current();
+        if let Some(pod) = pod_of(decision) {
+            span.record("namespace", &*pod.namespace).record("pod", &*pod.name);
+        }
+        let assignment = match decision {
+            Decision::Allow(allow) => assignment_of(allow),
+            Decision::Deny(deny) => deny_subject(deny).1,
+            Decision::Wait(_) => None,
+        };
+        if let Some(assignment) = assignment {
+            span.record("binding", &*assignment.binding.name).record("identity", &*assignment.identity.object.name);
+        }
     }
 
     /// Decides, and holds the request while the decision is "not yet".

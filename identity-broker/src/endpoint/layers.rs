@@ -13,6 +13,7 @@ use futures::future::{Either, Ready, ready};
 use http::{Method, Request, Response, request::Parts};
 use http_body_util::{BodyExt, Limited};
 use tower::Service;
+use tracing::Span;
 
 use super::{
     Connection,
@@ -76,7 +77,18 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        RespondFuture { inner: self.inner.call(request), refusals: Arc::clone(&self.refusals), held: None }
+        // Of no cost to speak of unless somebody listens. What it is about is known later.
+        let span = tracing::debug_span!(
+            "request",
+            peer = %self.refusals.connection.peer,
+            namespace = tracing::field::Empty,
+            pod = tracing::field::Empty,
+            binding = tracing::field::Empty,
+            identity = tracing::field::Empty,
+            status = tracing::field::Empty,
+        );
+        let inner = span.in_scope(|| self.inner.call(request));
+        RespondFuture { inner, refusals: Arc::clone(&self.refusals), held: None, span }
     }
 }
 
@@ -87,6 +99,8 @@ pub struct RespondFuture<F> {
     refusals: Arc<Refusals>,
     /// An answer that is held back.
     held: Option<Held>,
+    /// From the request to its answer.
+    span: Span,
 }
 
 #[derive(Debug)]
@@ -102,6 +116,26 @@ where
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.span.is_disabled() {
+            return self.answer(cx);
+        }
+        let span = self.span.clone();
+        let entered = span.enter();
+        let polled = self.answer(cx);
+        if let Poll::Ready(Ok(response)) = &polled {
+            span.record("status", response.status().as_u16());
+            tracing::debug!("answered");
+        }
+        drop(entered);
+        polled
+    }
+}
+
+impl<F> RespondFuture<F>
+where
+    F: Future<Output = Result<Response<Body>, EndpointError>> + Unpin,
+{
+    fn answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Body>, Infallible>> {
         loop {
             if let Some(Held { until, response }) = &mut self.held {
                 std::task::ready!(until.as_mut().poll(cx));

@@ -1,5 +1,6 @@
 //! Generated files: what is installed in a cluster and what the reference says, from the types and constants of the code.
 
+mod monitoring;
 mod names;
 mod policy;
 mod rbac;
@@ -51,6 +52,9 @@ fn render() -> anyhow::Result<BTreeMap<PathBuf, String>> {
         ("deploy/admission-policy-tokens.yaml", policy::tokens()?),
         ("deploy/controller.yaml", workloads::controller()?),
         ("deploy/node.yaml", workloads::node()?),
+        ("deploy/monitoring/alerts.yaml", monitoring::rules()?),
+        ("deploy/monitoring/dashboard.json", monitoring::dashboard()?),
+        ("docs/metrics.md", monitoring::page()?),
         ("examples/secret-access/role.yaml", rbac::secret_access()?),
         ("examples/delegation/enforce.yaml", policy::enforced_delegation()?),
         ("examples/federated-pod/role.yaml", rbac::pod_tokens()?),
