@@ -87,6 +87,10 @@ impl<C: Clock> Checker<C> {
                     "what proves a federated identity is a node's token; each node tries its own",
                 );
             }
+            CredentialSource::KeyVault(vault) if let Err(error) = credentials.reader().vaults().check(vault) => {
+                let message = format!("AzureIdentity {}/{}: {error}", identity.object.namespace, identity.object.name);
+                return Checked { ready: Some(false), reason: error.reason(), message, expires: None };
+            }
             CredentialSource::KeyVault(vault) => match credentials.reader().vaults().reader_of(identity, vault) {
                 Ok(reader) if !from_here(&reader) => {
                     let message = format!(

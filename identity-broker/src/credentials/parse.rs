@@ -94,7 +94,11 @@ fn text(part: Part, value: &[u8]) -> Result<Credential, Problem> {
     let Ok(text) = std::str::from_utf8(value) else { return Err(Problem::NotText(part)) };
     // A line end is what an editor or `echo` adds; no client secret has one.
     let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() { Err(Problem::Empty(part)) } else { Ok(Credential::Secret(Arc::new(SecretString::from(text)))) }
+    if text.trim().is_empty() {
+        Err(Problem::Empty(part))
+    } else {
+        Ok(Credential::Secret(Arc::new(SecretString::from(text))))
+    }
 }
 
 fn read_certificate(reference: &SecretKeyRef, data: &SecretData) -> Result<Certificate, Problem> {

@@ -63,6 +63,7 @@ fn client_secrets() {
     let text = of(None, &[]).unwrap_err().to_string();
     assert!(text.ends_with("its keys are: none"), "{text}");
     assert_eq!(of(None, &[("a", b"\n")]), Err(Problem::Empty("a".into())));
+    assert_eq!(of(None, &[("a", b" \n")]), Err(Problem::Empty("a".into())));
     assert_eq!(of(None, &[("a", &[0xff])]), Err(Problem::NotText("a".into())));
 }
 

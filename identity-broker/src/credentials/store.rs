@@ -9,7 +9,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -103,17 +103,23 @@ pub(crate) struct Credentials {
 
 /// Everything that a credential is of.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Place {
+pub(super) struct Place {
     object: (Arc<str>, Arc<str>, Arc<str>),
     kind: i32,
     client_id: Option<Box<str>>,
     tenant_id: Option<Box<str>>,
     authority: Option<Box<str>>,
+    resource_id: Option<Box<str>>,
     credential: CredentialSource,
 }
 
 impl Place {
-    fn of(identity: &Identity) -> Self {
+    /// Whether it is of the same object by name, be that another object or the same with another credential.
+    pub(super) fn has_name_of(&self, object: &ObjectRef) -> bool {
+        self.object.0 == object.namespace && self.object.1 == object.name
+    }
+
+    pub(super) fn of(identity: &Identity) -> Self {
         let ObjectRef { namespace, name, uid, .. } = identity.object.clone();
         Self {
             object: (namespace, name, uid),
@@ -121,6 +127,7 @@ impl Place {
             client_id: identity.client_id.clone(),
             tenant_id: identity.tenant_id.clone(),
             authority: identity.authority.clone(),
+            resource_id: identity.resource_id.clone(),
             credential: identity.credential.clone(),
         }
     }
@@ -136,6 +143,10 @@ struct Shared {
 }
 
 struct Slot {
+    /// Of the identity as it was when the task began.
+    generation: i64,
+    /// The generation of the identity that has another credential, 0 while there is none.
+    superseded: AtomicI64,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
 }
@@ -143,8 +154,17 @@ struct Slot {
 type Answer = Result<Arc<Loaded>, TokenError>;
 
 enum Command {
-    Want { identity: Arc<Identity>, refused: Option<Version>, reply: oneshot::Sender<Answer> },
-    Worked { version: Version, resource: Box<str> },
+    Want {
+        identity: Arc<Identity>,
+        refused: Option<Version>,
+        reply: oneshot::Sender<Answer>,
+    },
+    Worked {
+        version: Version,
+        resource: Box<str>,
+    },
+    /// The identity has another credential now.
+    Superseded,
 }
 
 impl Credentials {
@@ -222,7 +242,8 @@ impl Credentials {
     fn slot(&self, identity: &Arc<Identity>) -> Arc<Slot> {
         let place = Place::of(identity);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.get(&place).filter(|slot| !slot.commands.is_closed()) {
+        let generation = identity.object.generation;
+        if let Some(slot) = slots.get(&place).filter(|slot| !slot.commands.is_closed() && !slot.is_former(generation)) {
             return Arc::clone(slot);
         }
         slots.retain(|_, slot| !slot.commands.is_closed());
@@ -240,9 +261,20 @@ impl Credentials {
             wanted: AtomicU64::new(milliseconds(self.context.base.elapsed())),
         });
         let (commands, queue) = mpsc::channel(QUEUE);
-        let task = Task::new(Arc::clone(&self.context), Arc::clone(identity), Arc::clone(&shared));
+        // Pods whose assignment has yet to follow may want an older generation after a newer one.
+        let mut by = 0;
+        for (other, slot) in slots.iter().filter(|(other, _)| **other != place && other.has_name_of(&identity.object)) {
+            if other.object.2 == place.object.2 && slot.generation > generation {
+                by = by.max(slot.generation);
+            } else {
+                slot.superseded.store(generation, Ordering::Relaxed);
+                // When it is told too much, it ends when it is idle.
+                let _ = slot.commands.try_send(Command::Superseded);
+            }
+        }
+        let task = Task::new(Arc::clone(&self.context), Arc::clone(identity), Arc::clone(&shared), by != 0);
         tokio::spawn(task.run(queue));
-        let slot = Arc::new(Slot { shared, commands });
+        let slot = Arc::new(Slot { generation, superseded: AtomicI64::new(by), shared, commands });
         slots.insert(place, Arc::clone(&slot));
         slot
     }
@@ -255,6 +287,12 @@ impl fmt::Debug for Credentials {
 }
 
 impl Slot {
+    /// Whether it was ended for another credential, and `generation` of the identity has come back to it since.
+    fn is_former(&self, generation: i64) -> bool {
+        let by = self.superseded.load(Ordering::Relaxed);
+        by != 0 && generation > by
+    }
+
     /// What is in use, when nobody has to be asked.
     fn ready(&self, refused: Option<Version>, now: Duration) -> Option<Arc<Loaded>> {
         let now = milliseconds(now);

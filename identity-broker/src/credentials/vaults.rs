@@ -8,7 +8,7 @@ use std::{
 use identity_core::lookup::{CredentialSource, Identity, VaultRef};
 use secrecy::SecretString;
 
-use super::store::Bearers;
+use super::store::{Bearers, Place};
 use crate::{
     clock::Clock,
     secrets::IdentitySource,
@@ -23,8 +23,6 @@ const FLOOR: i64 = 300;
 /// The most tokens kept. One is for an identity and a cloud.
 const TOKENS: usize = 256;
 
-type Place = (Arc<str>, Arc<str>, Arc<str>, Box<str>);
-
 /// Reads Key Vaults as the identities that are to read them.
 pub(super) struct Vaults {
     reader: Reader,
@@ -32,7 +30,7 @@ pub(super) struct Vaults {
     bearers: Weak<dyn Bearers>,
     clock: Arc<dyn Clock>,
     /// Tokens of the identities that read, and when they end.
-    tokens: Mutex<HashMap<Place, (SecretString, i64)>>,
+    tokens: Mutex<HashMap<(Place, Box<str>), (SecretString, i64)>>,
 }
 
 /// Why nothing was read.
@@ -53,16 +51,19 @@ impl Vaults {
         Self { reader, identities, bearers, clock, tokens: Mutex::default() }
     }
 
+    /// What is wrong with `vault` whoever reads it.
+    pub(super) fn check(&self, vault: &VaultRef) -> Result<(), Error> {
+        self.reader.check(vault)
+    }
+
     /// Reads the credential of `identity` in `vault`.
     pub(super) async fn read(&self, identity: &Identity, vault: &VaultRef) -> Result<Bundle, VaultError> {
         let reader = self.reader_of(identity, vault).map_err(VaultError::Reader)?;
         let reader = &reader;
         let bundle = self.reader.read(vault, |resource| async move { self.token(reader, &resource).await }).await;
-        if let Err(Error::Forbidden { .. }) = &bundle {
+        if let Err(Error::Forbidden { .. } | Error::TokenRefused { .. }) = &bundle {
             // The roles of a group are in the token: the next one may have them.
-            self.tokens().retain(|(namespace, name, ..), _| {
-                *namespace != reader.object.namespace || *name != reader.object.name
-            });
+            self.tokens().retain(|(place, _), _| !place.has_name_of(&reader.object));
         }
         bundle.map_err(VaultError::Vault)
     }
@@ -112,9 +113,7 @@ impl Vaults {
     }
 
     async fn token(&self, reader: &Arc<Identity>, resource: &str) -> Result<SecretString, TokenError> {
-        let object = &reader.object;
-        let place =
-            (Arc::clone(&object.namespace), Arc::clone(&object.name), Arc::clone(&object.uid), Box::from(resource));
+        let place = (Place::of(reader), Box::from(resource));
         let now = self.clock.now().as_second();
         if let Some((token, _)) = self.tokens().get(&place).filter(|(_, end)| *end - now > FLOOR) {
             return Ok(token.clone());
@@ -132,7 +131,7 @@ impl Vaults {
         Ok(token)
     }
 
-    fn tokens(&self) -> std::sync::MutexGuard<'_, HashMap<Place, (SecretString, i64)>> {
+    fn tokens(&self) -> std::sync::MutexGuard<'_, HashMap<(Place, Box<str>), (SecretString, i64)>> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -176,8 +176,12 @@ fn failure<E: std::error::Error + 'static>(
         RequestTokenError::ServerResponse(answer) => {
             let mut description = first_line(&answer.error_description);
             if let Credential::Secret(secret) | Credential::Assertion(secret) = credential {
-                // It never is in there; should it be one day, it must not go on.
-                description = description.replace(secret.expose_secret(), "[redacted]");
+                // It never is in there; should it be one day, it must not go on. What is as short as a syllable is in many
+                // words, and would be told by what is missing.
+                let secret = secret.expose_secret();
+                if secret.len() >= 8 {
+                    description = description.replace(secret, "[redacted]");
+                }
             }
             if description.is_empty() {
                 description.push_str("Entra refused without saying why");

@@ -42,7 +42,8 @@ impl Try for Upstream {
                 Ok(application) => application,
                 Err(error) => return Tried::Refused { error, spreads: false },
             };
-            let mut interest = Ask::constant(Freshness::Any, Urgency::Urgent).interest;
+            // Something else serves meanwhile, or nobody is served: pods that have no token come first.
+            let mut interest = Ask::constant(Freshness::Any, Urgency::Early).interest;
             let limit = self.config.total_timeout;
             let mut run = Run {
                 identity,

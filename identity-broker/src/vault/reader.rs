@@ -107,6 +107,12 @@ impl Reader {
         Self { exchange, suffixes }
     }
 
+    /// What is wrong with `reference` before anything is sent: its URL, a host that is not allowed, a name.
+    pub fn check(&self, reference: &VaultRef) -> Result<(), Error> {
+        self.suffixes.vault(&reference.url)?;
+        check_names(reference)
+    }
+
     /// Reads what `reference` names, with a token from `token`: it is given the resource that tokens of this cloud's vaults
     /// are for, and is called at most once for each object that is looked at (a certificate is two).
     ///

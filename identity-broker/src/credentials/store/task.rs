@@ -24,6 +24,8 @@ use crate::{
 
 /// How often the wall clock is looked at, which may have been set.
 const LOOK: Duration = Duration::from_mins(15);
+/// How long a credential that its identity has no longer is kept for pods whose assignment has yet to follow.
+const PARTING: Duration = Duration::from_mins(1);
 
 pub(super) struct Task {
     context: Arc<Context>,
@@ -38,6 +40,8 @@ pub(super) struct Task {
     /// What a token was got for last.
     resource: Option<Box<str>>,
     timer: Option<Duration>,
+    /// The identity has another credential now: nothing is said of this one any more.
+    superseded: bool,
 }
 
 /// Work on another task; given up when it is dropped.
@@ -63,8 +67,8 @@ impl<T> Drop for Working<T> {
 }
 
 impl Task {
-    pub(super) fn new(context: Arc<Context>, identity: Arc<Identity>, shared: Arc<Shared>) -> Self {
-        let follow = following(&context, &identity);
+    pub(super) fn new(context: Arc<Context>, identity: Arc<Identity>, shared: Arc<Shared>, superseded: bool) -> Self {
+        let follow = if superseded { None } else { following(&context, &identity) };
         let freshness = match identity.credential {
             CredentialSource::KeyVault(_) => Freshness::Polled(context.rotation.vault_poll),
             _ if follow.is_some() => Freshness::Followed,
@@ -83,13 +87,14 @@ impl Task {
             trying: None,
             resource: None,
             timer: None,
+            superseded,
         }
     }
 
     /// Until nobody wants it any more.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
-            let look = self.now().mono + LOOK;
+            let look = self.now().mono + if self.superseded { PARTING } else { LOOK };
             let wake = self.context.base + self.timer.map_or(look, |at| at.min(look));
             let sleep = pin!(tokio::time::sleep_until(wake));
             tokio::select! {
@@ -130,7 +135,8 @@ impl Task {
 
     fn is_idle(&self) -> bool {
         let wanted = Duration::from_millis(self.shared.wanted.load(Ordering::Relaxed));
-        self.waiters.is_empty() && wanted + self.context.rotation.idle < self.now().mono
+        let idle = if self.superseded { PARTING } else { self.context.rotation.idle };
+        self.waiters.is_empty() && wanted + idle <= self.now().mono
     }
 
     fn command(&mut self, command: Command) {
@@ -144,6 +150,11 @@ impl Task {
             Command::Worked { version, resource } => {
                 self.resource = Some(resource);
                 self.handle(Input::Worked { version });
+            }
+            Command::Superseded => {
+                self.superseded = true;
+                // A new version of what is used no longer is nobody's business.
+                self.follow = None;
             }
         }
     }
@@ -160,7 +171,10 @@ impl Task {
         }
         self.handle(Input::Read(read.reading));
         // Whoever could not follow it before may be able to now.
-        if self.follow.is_none() && !matches!(self.identity.credential, CredentialSource::KeyVault(_)) {
+        if self.follow.is_none()
+            && !self.superseded
+            && !matches!(self.identity.credential, CredentialSource::KeyVault(_))
+        {
             self.follow = following(&self.context, &self.identity);
             if self.follow.is_some() {
                 self.handle(Input::Freshness(Freshness::Followed));
@@ -217,6 +231,9 @@ impl Task {
     }
 
     fn say(&self, saying: Saying) {
+        if self.superseded {
+            return;
+        }
         let identity = self.identity.object.clone();
         let loaded = |version| self.find(version);
         let origin = |version| {
@@ -254,7 +271,9 @@ impl Task {
         let shown = self.shared.current.load();
         if shown.as_ref().map(|shown| shown.version) != current {
             let expires = loaded.as_ref().and_then(|loaded| loaded.expires);
-            self.context.metrics.credential_expiry(&self.identity.object, expires);
+            if !self.superseded {
+                self.context.metrics.credential_expiry(&self.identity.object, expires);
+            }
             drop(shown);
             self.shared.current.store(loaded);
         }
@@ -264,7 +283,9 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.context.metrics.credential_expiry(&self.identity.object, None);
+        if !self.superseded {
+            self.context.metrics.credential_expiry(&self.identity.object, None);
+        }
     }
 }
 
