@@ -8,7 +8,9 @@ use identity_netfilter::Backend;
 use identity_process::SourceArgs;
 use jiff::SignedDuration;
 
-/// Why a pod gets a token or not, what the daemons install, what they recorded. Reads; changes nothing.
+use crate::grants::args::{Approve, Close, Grants, Open, Request, Say};
+
+/// Why a pod gets a token or not, what the daemons install, what they recorded; access for a while
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "identityctl", version)]
 pub(crate) struct Args {
@@ -29,6 +31,46 @@ pub(crate) enum Command {
     /// Read an audit journal of identity-node
     #[command(subcommand)]
     Audit(Audit),
+    /// Ask for access by a binding for a while: creates an AzureIdentityGrant in your name
+    ///
+    /// A pipe gets the name of the grant and nothing else.
+    ///
+    /// Exit codes: 0 asked, 3 refused or not possible, 1 failed, 2 wrong flags.
+    Request(Box<Request>),
+    /// As request, and wait until there is access
+    ///
+    /// A pipe gets the name of the grant and when its access ends, with a tab between.
+    ///
+    /// Exit codes: 0 open, 3 refused, denied or not possible, 4 not open within --timeout (the grant stays and waits), 1 failed,
+    /// 2 wrong flags.
+    Open(Box<Open>),
+    /// Revoke the active grants of a binding, and say whether anything still keeps it open
+    ///
+    /// Exit codes: 0 closed, 3 refused, or still open by its own windows, 1 failed, 2 wrong flags.
+    Close(Box<Close>),
+    /// Approve a grant that somebody else has asked for
+    ///
+    /// Exit codes: 0 your approval is there, 3 refused or not possible, 1 failed, 2 wrong flags.
+    Approve(Box<Approve>),
+    /// Refuse a grant; one that is active already ends
+    ///
+    /// For approvers of the binding and for whoever has asked.
+    ///
+    /// Exit codes: 0 it gives no access, 3 refused, 1 failed, 2 wrong flags.
+    Deny(Box<Say>),
+    /// End a grant before its time
+    ///
+    /// For approvers of the binding and for whoever has asked.
+    ///
+    /// Exit codes: 0 it gives no access, 3 refused, 1 failed, 2 wrong flags.
+    Revoke(Box<Say>),
+    /// List grants: who, what, how many approvals, until when
+    ///
+    /// Active ones first, then those that wait, then those that are over, the newest first. A pipe gets the same columns with
+    /// tabs between them and no head.
+    ///
+    /// Exit codes: 0 listed, 3 refused, 1 failed, 2 wrong flags.
+    Grants(Box<Grants>),
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -219,6 +261,23 @@ mod tests {
             (&["audit", "verify", "dir", "--max-age", "5m", "--public-key", "k"], true),
             (&["audit", "show", "dir", "--verdict", "maybe"], false),
             (&["audit", "tail", "dir", "-n", "3", "-f", "--pod", "demo/app"], true),
+            (&["request", "vault", "--for", "30m", "--reason", "incident 4711"], true),
+            (&["request", "vault", "--for", "30m"], false),
+            (&["request", "vault", "--reason", "incident 4711"], false),
+            (&["request", "vault", "--for", "30", "--reason", "r"], false),
+            (&["request", "vault", "--for", "0s", "--reason", "r"], false),
+            (&["request", "vault", "--for", "30m", "--reason", " "], false),
+            (&["open", "vault", "--for", "30m", "--reason", "r", "--no-wait"], true),
+            (&["open", "vault", "--for", "30m", "--reason", "r", "--no-wait", "--timeout", "1m"], false),
+            (&["close", "vault", "-n", "demo"], true),
+            (&["approve", "g", "--as", "bob", "--as-group", "a", "--as-group", "b"], true),
+            (&["approve", "g", "--as-group", "a"], false),
+            (&["deny", "g", "--reason", "no"], true),
+            (&["revoke"], false),
+            (&["grants", "-A", "--binding", "vault", "-o", "json"], true),
+            (&["grants", "-A", "-n", "demo"], false),
+            (&["grants", "-o", "xml"], false),
+            (&["grants", "--manifests", "dir", "--kubeconfig", "file"], false),
         ] {
             let parsed = Args::try_parse_from(["identityctl"].iter().chain(words));
             assert_eq!(parsed.is_ok(), good, "{words:?}");

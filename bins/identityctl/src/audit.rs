@@ -1,7 +1,6 @@
 //! Reading an audit journal: is it whole, what does it say, what comes in.
 
 mod show;
-mod table;
 mod tail;
 mod verify;
 

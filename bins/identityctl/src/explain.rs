@@ -12,6 +12,7 @@ use identity_core::{
     runtime::source::{Change, Interest, Source, Update},
 };
 use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::{args::Explain, say};
@@ -24,7 +25,7 @@ pub(crate) async fn run(args: &Explain) -> anyhow::Result<ExitCode> {
     let objects = tokio::time::timeout(PATIENCE, read(&args.source.open().await?, exceptions_of))
         .await
         .with_context(|| format!("not all objects could be listed within {} s", PATIENCE.as_secs()))??;
-    let explanations = explain(args, objects);
+    let explanations = explain(args, objects, identity_process::now());
     let text = if args.json {
         serde_json::to_string_pretty(&explanations)? + "\n"
     } else {
@@ -78,7 +79,7 @@ async fn read(source: &Source, exceptions_of: Option<&str>) -> anyhow::Result<Ob
 }
 
 /// What the controller thinks of it, then what the node would answer.
-fn explain(args: &Explain, objects: Objects) -> Vec<Explanation> {
+fn explain(args: &Explain, objects: Objects, now: Timestamp) -> Vec<Explanation> {
     let pods = objects.pods.unwrap_or_default();
     let bindings = objects.bindings.unwrap_or_default();
     let assigned = objects.assigned.unwrap_or_default();
@@ -105,7 +106,7 @@ fn explain(args: &Explain, objects: Objects) -> Vec<Explanation> {
         (.., Some(id)) => RequestedIdentity::ResourceId(id),
         _ => RequestedIdentity::Default,
     };
-    let answer = node.explain(&key, &Request { resource: &args.resource, identity }, identity_process::now());
+    let answer = node.explain(&key, &Request { resource: &args.resource, identity }, now);
 
     let options = assign::Options { cluster_wide: args.cluster_wide_matching, ..assign::Options::default() };
     let mut index = Index::new(options);
@@ -123,16 +124,23 @@ fn explain(args: &Explain, objects: Objects) -> Vec<Explanation> {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
-    use serde_json::{from_value, json};
+    use serde_json::{Value, from_value, json};
 
     use super::*;
     use crate::args::{Args, Command};
 
-    fn explained(words: &[&str]) -> Vec<Explanation> {
+    /// A Tuesday.
+    const NOON: &str = "2026-11-24T12:00:00Z";
+
+    fn args(words: &[&str]) -> Box<Explain> {
         let Command::Explain(args) = Args::parse_from(["identityctl", "explain"].iter().chain(words)).command else {
             unreachable!()
         };
-        let pod: Pod = Pod::try_from(
+        args
+    }
+
+    fn pod() -> Pod {
+        Pod::try_from(
             &from_value(json!({
                 "metadata": {"namespace": "demo", "name": "app", "uid": "p", "labels": {"aadpodidbinding": "app"}},
                 "spec": {"nodeName": "n", "containers": []},
@@ -140,13 +148,62 @@ mod tests {
             }))
             .unwrap(),
         )
-        .unwrap();
+        .unwrap()
+    }
+
+    fn explained(words: &[&str]) -> Vec<Explanation> {
         let binding = from_value(json!({
             "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentityBinding",
             "metadata": {"namespace": "demo", "name": "app", "uid": "b"}, "spec": {"azureIdentity": "absent", "selector": "app"},
         }))
         .unwrap();
-        explain(&args, Objects { pods: Some(vec![pod]), bindings: Some(vec![binding]), ..Objects::default() })
+        let objects = Objects { pods: Some(vec![pod()]), bindings: Some(vec![binding]), ..Objects::default() };
+        explain(&args(words), objects, NOON.parse().unwrap())
+    }
+
+    /// A pod that has an identity, in a time box.
+    fn in_a_box(now: &str, grant: &Value) -> Vec<Explanation> {
+        let (group, version) = ("aadpodidentity.k8s.io", "aadpodidentity.k8s.io/v1");
+        let identity = json!({"apiVersion": version, "kind": "AzureIdentity",
+            "metadata": {"namespace": "demo", "name": "store", "uid": "i"},
+            "spec": {"type": 3, "tenantID": "22222222-2222-4222-8222-222222222222", "clientID": "aaaaaaaa-0006-4000-8000-000000000000"}});
+        let binding = json!({"apiVersion": version, "kind": "AzureIdentityBinding",
+            "metadata": {"namespace": "demo", "name": "app", "uid": "b"}, "spec": {"azureIdentity": "store", "selector": "app",
+                "timeBox": {"windows": [{"schedule": "0 13 * * *", "duration": "1h"}],
+                    "grant": {"maxDuration": "2h", "approvers": {"users": ["bob"]}}}}});
+        let assigned = from_value(json!({"apiVersion": format!("{group}/v1"), "kind": "AzureAssignedIdentity",
+            "metadata": {"namespace": "demo", "name": "a", "uid": "a"},
+            "spec": {"azureIdentityRef": identity, "azureBindingRef": binding, "pod": "app", "podNamespace": "demo", "podUID": "p",
+                "nodename": "n", "grant": grant},
+            "status": {"status": "Assigned"}}))
+        .unwrap();
+        let objects = Objects {
+            pods: Some(vec![pod()]),
+            identities: Some(vec![from_value(identity).unwrap()]),
+            bindings: Some(vec![from_value(binding).unwrap()]),
+            assigned: Some(vec![assigned]),
+            ..Objects::default()
+        };
+        explain(&args(&["demo/app"]), objects, now.parse().unwrap())
+    }
+
+    #[test]
+    fn whether_it_is_open_now_and_when_that_changes() {
+        let cases = [
+            (NOON, Value::Null, Verdict::No),
+            ("2026-11-24T13:15:00Z", Value::Null, Verdict::Yes),
+            (NOON, json!({"name": "g", "until": "2026-11-24T12:30:00Z"}), Verdict::Yes),
+            (NOON, json!({"name": "g", "until": "2026-11-24T11:30:00Z"}), Verdict::No),
+        ];
+        let said: Vec<_> = cases
+            .iter()
+            .map(|(now, grant, verdict)| {
+                let answer = &in_a_box(now, grant)[1];
+                assert_eq!(answer.verdict, *verdict, "{answer}");
+                format!("{now} {grant}\n{answer}")
+            })
+            .collect();
+        insta::assert_snapshot!(said.join("\n"));
     }
 
     #[test]

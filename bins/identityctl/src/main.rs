@@ -1,8 +1,11 @@
-//! `identityctl`: why a pod gets a token or not, what the daemons install, what they recorded. Reads; changes nothing.
+//! `identityctl`: why a pod gets a token or not, what the daemons install, what they recorded; and access for a while: asked for,
+//! approved, taken back.
 
 mod args;
 mod audit;
 mod explain;
+mod grants;
+mod table;
 
 use std::{
     io::{self, Write as _},
@@ -22,17 +25,14 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nobody is left to be told when standard error is closed.
             let _ = writeln!(io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
+            if grants::is_refusal(&error) { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }
 
 fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Explain(explain) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(explain::run(&explain))
-        }
+        Command::Explain(explain) => runtime()?.block_on(explain::run(&explain)),
         Command::Crds => {
             let documents = identity_crd::crds()
                 .iter()
@@ -42,7 +42,18 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Rules(rules) => say(&rendered(rules)?),
         Command::Audit(audit) => audit::run(&audit),
+        Command::Request(args) => runtime()?.block_on(grants::request(&args)),
+        Command::Open(args) => runtime()?.block_on(grants::open(&args)),
+        Command::Close(args) => runtime()?.block_on(grants::close(&args)),
+        Command::Approve(args) => runtime()?.block_on(grants::approve(&args)),
+        Command::Deny(args) => runtime()?.block_on(grants::deny(&args)),
+        Command::Revoke(args) => runtime()?.block_on(grants::revoke(&args)),
+        Command::Grants(args) => runtime()?.block_on(grants::list(&args)),
     }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn rendered(rules: Rules) -> anyhow::Result<String> {

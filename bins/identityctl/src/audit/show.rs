@@ -7,11 +7,11 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{
-    Files,
+use super::Files;
+use crate::{
+    args::{Filter, Show},
     table::{harmless, line, table},
 };
-use crate::args::{Filter, Show};
 
 /// The columns, and the width that they have as long as what is to come is not known.
 const HEAD: [(&str, usize); 9] = [

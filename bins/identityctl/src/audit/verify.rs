@@ -75,7 +75,7 @@ fn in_words(report: &Report) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name:<12} {value}");
     };
-    let known = |text: &Option<String>| super::table::harmless(text.as_deref().unwrap_or("unknown"));
+    let known = |text: &Option<String>| crate::table::harmless(text.as_deref().unwrap_or("unknown"));
     row("journal", &known(&report.journal));
     row("node", &known(&report.node));
     row("files", &report.files.to_string());
@@ -98,7 +98,7 @@ fn in_words(report: &Report) -> String {
         if !lines.is_empty() {
             let _ = writeln!(text, "\n{head}:");
             for line in lines {
-                let _ = writeln!(text, "  {}", super::table::harmless(&line));
+                let _ = writeln!(text, "  {}", crate::table::harmless(&line));
             }
         }
     }

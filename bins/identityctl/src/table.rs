@@ -1,7 +1,7 @@
 //! Text in columns.
 
 /// Rows under a head, each column as wide as its widest cell; the last one is not padded.
-pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<_> = head.iter().map(|name| width_of(name)).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -21,12 +21,12 @@ fn width_of(text: &str) -> usize {
 }
 
 /// A text as it may stand on a terminal: pods choose some of them.
-pub(super) fn harmless(text: &str) -> String {
+pub(crate) fn harmless(text: &str) -> String {
     text.chars().flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] }).collect()
 }
 
 /// A row whose columns are so wide.
-pub(super) fn line<T: AsRef<str>>(text: &mut String, cells: &[T], widths: &[usize]) {
+pub(crate) fn line<T: AsRef<str>>(text: &mut String, cells: &[T], widths: &[usize]) {
     let last = cells.len().saturating_sub(1);
     for (at, cell) in cells.iter().enumerate() {
         let cell = cell.as_ref();
