@@ -27,6 +27,12 @@ impl Stopwatch {
     }
 }
 
+/// The machine's wall clock.
+#[expect(clippy::disallowed_methods, reason = "this is the room that reads a clock")]
+pub fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
 /// Asks `condition` every 20 ms until it yields a value or `limit` has passed; `None` then.
 ///
 /// # Errors

@@ -16,6 +16,9 @@ pub struct Claims {
     pub appid: String,
     /// Expiry, seconds since 1970.
     pub exp: i64,
+    /// Directory groups that the application is a member of.
+    #[serde(default)]
+    pub groups: Vec<String>,
 }
 
 /// The claims of a JWT.
@@ -36,7 +39,7 @@ mod tests {
     fn reads_claims_and_refuses_other_text() {
         let payload = URL_SAFE_NO_PAD.encode(r#"{"tid":"t","aud":"a","appid":"c","exp":5,"oid":"o"}"#);
         let read = claims(&format!("e30.{payload}.sig")).unwrap();
-        assert_eq!(read, Claims { tid: "t".into(), aud: "a".into(), appid: "c".into(), exp: 5 });
+        assert_eq!(read, Claims { tid: "t".into(), aud: "a".into(), appid: "c".into(), exp: 5, groups: Vec::new() });
         assert!(claims("plain").is_err());
         assert!(claims("e30.e30.x").unwrap_err().to_string().contains("lacks"));
     }
