@@ -364,3 +364,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         },
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

@@ -14,7 +14,7 @@ use super::{Book, Seen};
 use crate::audit::{AuditError, AuditRecord, AuditSink, journal::encode::token_body};
 
 /// Records that wait; each takes some 800 bytes. They are taken out five times a second.
-const MOST: usize = 1024;
+pub(super) const MOST: usize = 1024;
 
 /// A sink that takes every record that there is room for, and never fails: nobody waits for Events.
 #[derive(Debug, Default)]
