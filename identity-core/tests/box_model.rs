@@ -1,7 +1,7 @@
 //! What bindings are told about their time boxes, against a plain reading of it: any history of changes, passing time,
 //! writes that fail and restarts; and how much work many boxes are.
 
-#![allow(clippy::unwrap_used, reason = "a failure is the test's")]
+#![allow(clippy::unwrap_used, clippy::format_push_string, reason = "a failure is the test's")]
 
 mod common;
 

@@ -21,6 +21,11 @@ pub(crate) struct Args {
     #[arg(long, env = "ENTRA_POD_IDENTITY_CLUSTER_WIDE_MATCHING")]
     pub(crate) cluster_wide_matching: bool,
 
+    /// Take every name in an AzureIdentityGrant for true. Needed for grants in manifests, where nothing proves who asked and who
+    /// approved; with an API server the admission policy does, and this flag does away with that
+    #[arg(long, env = "ENTRA_POD_IDENTITY_UNPROVEN_GRANTS")]
+    pub(crate) unproven_grants: bool,
+
     /// Namespace of the Lease
     #[arg(
         long,

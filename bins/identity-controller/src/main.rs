@@ -10,6 +10,7 @@ use clap::Parser as _;
 use identity_broker::{Checker, Sources};
 use identity_core::{
     assign::Options,
+    grant::Proof,
     runtime::{
         controller::{self, Config, Credentials, Health},
         identities::Identities,
@@ -25,7 +26,7 @@ use identity_process::{
 use jiff::SignedDuration;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::{args::Args, checks::Tried};
 
@@ -53,14 +54,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
     info!(version = VERSION, holder = lease.holder, "identity-controller");
 
     let mut registry = Registry::default();
-    let observer = controller_metrics(&mut registry);
+    let observer = controller_metrics(&mut registry, args.probes.compat_metrics);
     let (health, watched) = watch::channel(Health::default());
     let options = Options {
         cluster_wide: args.cluster_wide_matching,
         // Nobody else collects what manifests leave behind.
         orphan_grace: if args.source.is_manifests() { SignedDuration::ZERO } else { Options::default().orphan_grace },
+        proof: args.unproven_grants.then_some(Proof::Waived),
         ..Options::default()
     };
+    if args.unproven_grants {
+        warn!("--unproven-grants: whoever may write an AzureIdentityGrant can ask and approve in any name");
+    }
     let identities = Identities::default();
     let credentials = credentials(&args, &source, &identities, observer.clone())?;
     let config = Config {

@@ -1,9 +1,10 @@
 //! What the index is told, what it asks for, and what came of it.
 
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, Condition};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, Condition};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::{object::ObjectKey, pod::Pod};
+use super::{GrantUpdate, ProofAnswer};
+use crate::{grant::Proof, object::ObjectKey, pod::Pod};
 
 /// How assignments are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub struct Options {
     /// How long an identity may be missing before its binding is told: manifests are applied one after the other, and kinds
     /// are watched apart. Default: 2 seconds.
     pub missing_grace: SignedDuration,
+    /// What proves who asked for a grant and who approved, where that is known beforehand. Default: it has to be asked for
+    /// ([`Index::ask_for_proof`](super::Index::ask_for_proof)).
+    pub proof: Option<Proof>,
 }
 
 impl Default for Options {
@@ -28,6 +32,7 @@ impl Default for Options {
             orphan_grace: SignedDuration::from_secs(60),
             status_interval: SignedDuration::from_secs(5),
             missing_grace: SignedDuration::from_secs(2),
+            proof: None,
         }
     }
 }
@@ -57,11 +62,22 @@ pub enum Event {
         /// `metadata.uid` of the deleted object.
         uid: Option<String>,
     },
+    /// A grant appeared or changed. What is older than the answer to the index's own last write is ignored.
+    Grant(Box<AzureIdentityGrant>),
+    /// A grant is gone.
+    GrantDeleted {
+        /// Namespace and name.
+        key: ObjectKey,
+        /// `metadata.uid` of the deleted object.
+        uid: Option<String>,
+    },
+    /// The proof that names in grants are true was asked for.
+    Proof(ProofAnswer),
     /// The credential of an identity was tried, or could not be. What is said of another object of that name, or of another
     /// generation than the newest that is known, is ignored.
     Credential(Box<CredentialVerdict>),
     /// All objects of one kind as they are now: what is not in the list is gone. [`Index::plan`](super::Index::plan)
-    /// stays empty until each of the four kinds was listed once.
+    /// stays empty until each of the first four kinds was listed once.
     Relist(Relist),
 }
 
@@ -95,6 +111,8 @@ pub enum Relist {
     Bindings(Vec<AzureIdentityBinding>),
     /// `AzureAssignedIdentity`.
     Assigned(Vec<AzureAssignedIdentity>),
+    /// `AzureIdentityGrant`.
+    Grants(Vec<AzureIdentityGrant>),
 }
 
 /// The version of an object that a write is meant for; the server refuses it for any other.
@@ -116,6 +134,8 @@ pub enum Action {
     Delete(Delete),
     /// Write the status of an identity or binding.
     Status(Box<StatusUpdate>),
+    /// Write the status of a grant.
+    Grant(Box<GrantUpdate>),
     /// Emit a Kubernetes Event. Best effort: its result need not be reported.
     Event(Notice),
 }
@@ -203,6 +223,8 @@ pub struct Notice {
 pub enum Outcome {
     /// [`Action::Apply`] was done: the object as the server answered it.
     Applied(Box<AzureAssignedIdentity>),
+    /// [`Action::Grant`] was done: the object as the server answered it.
+    Granted(Box<AzureIdentityGrant>),
     /// [`Action::Delete`] (also when it was gone already), [`Action::Status`] or [`Action::Event`] was done.
     Done,
     /// The precondition did not hold: what the index had observed was out of date. It waits for the newer version.

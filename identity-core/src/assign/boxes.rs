@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp, Unit};
 
 use super::{BindingState, Index, OPEN, StatusTarget, TOKENS_OUTLIVE_BOX, status::condition};
 use crate::{
+    grant::Stamp,
     object::ObjectKey,
     schedule::{Agenda, Gate, Passage, Reason},
 };
@@ -21,6 +22,9 @@ const MANAGED: SignedDuration = SignedDuration::from_hours(24);
 /// Longest life of an application's token, unless the tenant has a policy of its own (Microsoft, "Configurable token
 /// lifetimes": 60 to 90 minutes).
 const APPLICATION: SignedDuration = SignedDuration::from_mins(90);
+
+/// Grants that a condition names.
+const MOST_GRANTS: usize = 5;
 
 /// The boxes of all bindings.
 #[derive(Debug, Default)]
@@ -54,9 +58,9 @@ impl Boxes {
 }
 
 impl Index {
-    /// When the next time box opens or closes. By the wall clock, which may be set: wait in small steps.
+    /// When the next time box opens or closes, or a grant ends. By the wall clock, which may be set: wait in small steps.
     pub fn next_transition(&self) -> Option<Timestamp> {
-        self.boxes.agenda.next()
+        [self.boxes.agenda.next(), self.grants.next()].into_iter().flatten().min()
     }
 
     /// How many times a time box was looked at since the beginning.
@@ -81,7 +85,12 @@ impl Index {
                 continue;
             };
             self.boxes.gates.insert(key.clone(), gate.clone());
-            changes.extend(self.boxes.agenda.put(key, gate, None, now));
+            // One for a single pod opens it for that alone.
+            let uid = state.object.metadata.uid.as_deref();
+            let stamps = self.grants.stamps(&key).iter();
+            let whole = stamps.filter(|stamp| stamp.pod.is_none() && Some(stamp.binding_uid.as_str()) == uid);
+            let granted = whole.map(|stamp| stamp.until).max();
+            changes.extend(self.boxes.agenda.put(key, gate, granted, now));
         }
         changes.extend(self.boxes.agenda.advance(now));
         for change in changes {
@@ -104,7 +113,7 @@ impl Index {
         let was = there.and_then(|status| find_condition(&status.conditions, OPEN)).map(|open| open.status);
         let was_open = was == Some(ConditionStatus::True);
         let managed = self.is_managed(state);
-        let mut conditions = vec![open(gate, passage, generation)];
+        let mut conditions = vec![open(gate, passage, self.grants.stamps(key), generation)];
         if managed {
             conditions.push(condition(
                 TOKENS_OUTLIVE_BOX,
@@ -148,8 +157,8 @@ fn seconds(at: Timestamp) -> String {
     at.round(Unit::Second).unwrap_or(at).to_string()
 }
 
-fn open(gate: &Gate, passage: Passage, generation: Option<i64>) -> Condition {
-    let (reason, message) = match passage {
+fn open(gate: &Gate, passage: Passage, stamps: &[Stamp], generation: Option<i64>) -> Condition {
+    let (reason, mut message) = match passage {
         Passage::Open { until: Some(until), closes: true } => ("Open", format!("it closes at {}", seconds(until))),
         Passage::Open { until: None, .. } => ("Open", "nothing closes it any more".to_owned()),
         Passage::Open { .. } => ("Open", String::new()),
@@ -166,5 +175,10 @@ fn open(gate: &Gate, passage: Passage, generation: Option<i64>) -> Condition {
             (reason.as_str(), text)
         }
     };
+    for Stamp { name, pod, until, .. } in stamps.iter().take(MOST_GRANTS) {
+        let whom = pod.as_ref().map(|pod| format!(" for pod {pod}")).unwrap_or_default();
+        let and = if message.is_empty() { "" } else { "; " };
+        message = format!("{message}{and}grant {name} is active{whom} until {until}");
+    }
     condition(OPEN, passage.is_open(), reason, &message, generation)
 }

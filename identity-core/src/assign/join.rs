@@ -61,6 +61,7 @@ impl Index {
                 self.observe_all(&objects);
                 self.listed[3] = true;
             }
+            Relist::Grants(objects) => self.relist_grants(objects),
         }
     }
 
@@ -180,6 +181,9 @@ impl Index {
         if let Some(state) = self.bindings.get_mut(&key)
             && state.embedded == embedded
         {
+            if object.metadata.deletion_timestamp != state.object.metadata.deletion_timestamp {
+                self.grants.binding_changed(&key);
+            }
             state.object = object;
             self.statuses.dirty.insert(StatusTarget::Binding(key));
             return;
@@ -216,6 +220,7 @@ impl Index {
         self.bindings.insert(key.clone(), BindingState { object, embedded, selection, identity, pods });
         self.judge_all(&key);
         self.boxes.dirty.insert(key.clone());
+        self.grants.binding_changed(&key);
         self.statuses.dirty.insert(StatusTarget::Binding(key));
     }
 
@@ -227,6 +232,7 @@ impl Index {
         }
         self.statuses.forget(&StatusTarget::Binding(key.clone()));
         self.boxes.forget(key);
+        self.grants.binding_changed(key);
     }
 
     fn unselect_pod(&mut self, pod: &ObjectKey, binding: &ObjectKey) {

@@ -12,12 +12,14 @@
 //! | not assigned | pods without a node, finished pods, pods in the node's network |
 //! | rewritten | when the spec, UID or generation of identity or binding changed, the pod's node, or somebody altered it |
 //! | not rewritten | when labels, annotations or status of identity or binding changed |
+//! | stamped | with name and deadline of the grant that lasts longest of those that are active for its binding and pod |
 //! | deleted | when no longer wanted; of a pod that is gone, only what the garbage collector leaves |
 
 mod action;
 mod boxes;
 mod credential;
 mod explain;
+mod grants;
 mod join;
 mod object;
 mod observed;
@@ -28,6 +30,7 @@ pub use action::{
     Action, Apply, CredentialVerdict, Delete, Event, Notice, Options, Outcome, Precondition, Relist, StatusPlan,
     StatusTarget, StatusUpdate,
 };
+pub use grants::{GrantUpdate, ProofAnswer};
 pub use object::node_label;
 
 use std::{
@@ -45,6 +48,7 @@ use crate::{
     selector::{Catalog, Selection},
 };
 use boxes::Boxes;
+use grants::Grants;
 use observed::Observed;
 use plan::Hold;
 use status::StatusBook;
@@ -105,6 +109,7 @@ pub struct Index {
     holds: HashMap<ObjectKey, Hold>,
     statuses: StatusBook,
     boxes: Boxes,
+    grants: Grants,
 }
 
 /// Which pod, through which binding.
@@ -171,6 +176,7 @@ impl Index {
             later: BTreeSet::new(),
             holds: HashMap::new(),
             boxes: Boxes::default(),
+            grants: Grants::default(),
         }
     }
 
@@ -185,12 +191,16 @@ impl Index {
             Event::BindingDeleted(key) => self.remove_binding(&key),
             Event::Assigned(object) => self.observe(&object),
             Event::AssignedDeleted { key, uid } => self.observe_deleted(&key, uid.as_deref()),
+            Event::Grant(grant) => self.set_grant(grant),
+            Event::GrantDeleted { key, uid } => self.remove_grant(&key, uid.as_deref()),
+            Event::Proof(answer) => self.set_proof(answer),
             Event::Credential(verdict) => self.set_credential(*verdict),
             Event::Relist(list) => self.relist(list),
         }
     }
 
-    /// Whether every kind was listed once, so that what is not there is known to be absent.
+    /// Whether every kind was listed once, so that what is not there is known to be absent. Grants do not count: a cluster
+    /// without their definition works as well.
     pub fn is_synced(&self) -> bool {
         self.listed.iter().all(|listed| *listed)
     }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use identity_crd::{
-    AssignedIdentityState, AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus,
-    AzureIdentity, AzureIdentityBinding, NODE_LABEL,
+    AssignedGrant, AssignedIdentityState, AzureAssignedIdentity, AzureAssignedIdentitySpec,
+    AzureAssignedIdentityStatus, AzureIdentity, AzureIdentityBinding, NODE_LABEL,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use sha2::{Digest, Sha256};
@@ -110,6 +110,7 @@ pub(super) fn desired(
     node: &str,
     identity: &AzureIdentity,
     binding: &AzureIdentityBinding,
+    grant: Option<AssignedGrant>,
 ) -> AzureAssignedIdentity {
     let reference = &pod.reference;
     AzureAssignedIdentity {
@@ -137,7 +138,7 @@ pub(super) fn desired(
             pod_namespace: Some(reference.namespace.to_string()),
             pod_uid: Some(reference.uid.to_string()),
             node_name: Some(node.to_owned()),
-            grant: None,
+            grant,
             replicas: None,
         },
         status: Some(AzureAssignedIdentityStatus {

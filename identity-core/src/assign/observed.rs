@@ -55,7 +55,7 @@ impl From<&AzureAssignedIdentity> for Observed {
 
 /// Whether `version` is older than `held`. Resource versions are integers that grow (Kubernetes 1.35 made that a promise,
 /// KEP-5504); where they are not, what comes last counts as newest.
-fn older(version: &Precondition, held: &Precondition) -> bool {
+pub(super) fn older(version: &Precondition, held: &Precondition) -> bool {
     let number = |p: &Precondition| p.resource_version.parse::<u128>().ok();
     matches!((number(version), number(held)), (Some(a), Some(b)) if a < b)
 }

@@ -28,7 +28,7 @@ enum Need {
 }
 
 impl Index {
-    /// The writes of assignments that are wanted and not under way, in a stable order. Empty until every kind was listed
+    /// The writes of assignments and of grants' status (with Events about these) that are wanted and not under way, in a stable order. Empty until every kind was listed
     /// once. Each action is handed out once; report what came of it to [`done`](Self::done).
     pub fn plan(&mut self, now: Timestamp) -> Vec<Action> {
         if !self.is_synced() {
@@ -40,7 +40,8 @@ impl Index {
             let Some((_, key)) = self.later.pop_first() else { break };
             self.dirty.insert(key);
         }
-        let mut actions = Vec::new();
+        // Grants first: assignments carry what they give.
+        let mut actions = self.plan_grants(now);
         for key in std::mem::take(&mut self.dirty) {
             match self.need(&key, now) {
                 Need::Nothing => {}
@@ -56,7 +57,7 @@ impl Index {
         actions
     }
 
-    /// When [`plan`](Self::plan) will have something to look at though nothing happens (a retry, an orphan).
+    /// When, besides what is due by [`next_transition`](Self::next_transition), [`plan`](Self::plan) will have something to look at though nothing happens (a retry, an orphan).
     pub fn next_due(&self) -> Option<Timestamp> {
         self.later.first().map(|(due, _)| *due)
     }
@@ -67,6 +68,7 @@ impl Index {
             Action::Apply(apply) => key_of(&apply.object.metadata),
             Action::Delete(delete) => delete.key.clone(),
             Action::Status(update) => return self.status_done(update, &outcome),
+            Action::Grant(update) => return self.grant_done(update, outcome),
             Action::Event(_) => return,
         };
         self.holds.remove(&key);
@@ -74,7 +76,7 @@ impl Index {
             (Action::Delete(delete), Outcome::Done | Outcome::Applied(_)) => self.bury(&key, &delete.precondition.uid),
             (_, Outcome::Applied(object)) => self.observe(&object),
             // Written, but the answer is not known: the watch will tell.
-            (_, Outcome::Done) => {
+            (_, Outcome::Done | Outcome::Granted(_)) => {
                 self.holds.insert(key.clone(), Hold::Conflicted { until: None });
             }
             (_, Outcome::Conflict) => {
@@ -98,6 +100,7 @@ impl Index {
             self.dirty.insert(key);
         }
         self.statuses.forget_in_flight();
+        self.grants.forget_in_flight();
     }
 
     fn need(&mut self, key: &ObjectKey, now: Timestamp) -> Need {
@@ -150,7 +153,7 @@ impl Index {
         let pod = &self.pods.get(&pair.pod)?.pod;
         let binding = self.bindings.get(&pair.binding)?;
         let identity = self.identities.get(binding.identity.as_ref()?)?;
-        Some(desired(key, pod, pod.node.as_deref()?, &identity.embedded, &binding.embedded))
+        Some(desired(key, pod, pod.node.as_deref()?, &identity.embedded, &binding.embedded, self.stamp(key, pair)))
     }
 
     /// Every assignment that should be there now.
@@ -165,6 +168,6 @@ fn precondition(action: &Action) -> Option<&Precondition> {
     match action {
         Action::Apply(apply) => apply.precondition.as_ref(),
         Action::Delete(delete) => Some(&delete.precondition),
-        Action::Status(_) | Action::Event(_) => None,
+        Action::Status(_) | Action::Grant(_) | Action::Event(_) => None,
     }
 }

@@ -183,7 +183,7 @@ impl Index {
         let Some(entry) = self.statuses.entries.get_mut(target) else { return };
         entry.in_flight = false;
         match outcome {
-            Outcome::Done | Outcome::Applied(_) => self.remember(update),
+            Outcome::Done | Outcome::Applied(_) | Outcome::Granted(_) => self.remember(update),
             Outcome::Conflict => {}
             Outcome::Failed { retry_at } => entry.retry_at = Some(*retry_at),
         }

@@ -12,6 +12,7 @@
 
 mod checks;
 mod dispatch;
+mod proof;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 pub use self::checks::{Check, Checked, Credentials};
-use self::{checks::Checks, dispatch::Dispatch};
+use self::{checks::Checks, dispatch::Dispatch, proof::Proofs};
 pub use super::follow::Error;
 use super::{
     clock::Clock,
@@ -32,7 +33,13 @@ use super::{
     observe::{Nobody, Observer},
     source::{Interest, Source, Update},
 };
-use crate::assign::{Index, Options};
+use crate::{
+    assign::{Index, Options},
+    grant::Proof,
+};
+
+/// Why a grant in a manifest waits.
+const UNPROVEN: &str = "a manifest may say any name; --unproven-grants takes them all for true";
 
 /// How long it may sleep at most while something waits for the wall clock: as late may it be when that is set.
 const WALL_CLOCK: Duration = Duration::from_secs(1);
@@ -101,6 +108,8 @@ impl Health {
 pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken) -> Result<(), Error> {
     if matches!(source, Source::Manifests(_)) {
         config.options.orphan_grace = SignedDuration::ZERO;
+        let unproven = || Proof::Missing(UNPROVEN.to_owned());
+        config.options.proof.get_or_insert_with(unproven);
     }
     // Beyond `shutdown` itself: the lease is given back last.
     let release = CancellationToken::new();
@@ -108,8 +117,13 @@ pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken
     let fence = Arc::new(Fence::new(config.clock.clone()));
     let (leadership, watch) = watch::channel(Leadership::Unknown);
 
-    let interests =
-        [Interest::Pods { node: None }, Interest::Identities, Interest::Bindings, Interest::Assigned { node: None }];
+    let interests = [
+        Interest::Pods { node: None },
+        Interest::Identities,
+        Interest::Bindings,
+        Interest::Assigned { node: None },
+        Interest::Grants,
+    ];
     let updates = source.watch(&interests, Some(config.observer.clone()), &release)?;
     let lease = tokio::spawn(keep_lease(source.clone(), config.clone(), fence.clone(), leadership, release.clone()));
     let executor = Executor::new(
@@ -124,6 +138,7 @@ pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken
         index: Index::new(config.options.clone()),
         dispatch: Dispatch::new(Arc::new(executor), &config),
         checks: Checks::new(&config),
+        proofs: Proofs::new(&source, &config),
         identities: config.identities.clone().map(|to| Feed::new(to, config.options.cluster_wide)),
         updates,
         leadership: watch,
@@ -159,6 +174,7 @@ struct Controller {
     index: Index,
     dispatch: Dispatch,
     checks: Checks,
+    proofs: Proofs,
     identities: Option<Feed>,
     updates: mpsc::Receiver<Update>,
     leadership: watch::Receiver<Leadership>,
@@ -183,6 +199,11 @@ impl Controller {
                 }
                 () = self.dispatch.settled(&mut self.index) => {}
                 found = self.checks.next() => {
+                    if let Some(event) = found {
+                        self.index.apply(event);
+                    }
+                }
+                found = self.proofs.next() => {
                     if let Some(event) = found {
                         self.index.apply(event);
                     }
@@ -250,6 +271,8 @@ impl Controller {
             self.config.observer.leading(leading);
             if leading {
                 info!("leading: writing assignments");
+                // What was seen as a standby was told by whoever led.
+                self.index.forget_in_flight();
                 self.leading = true;
             } else {
                 self.lose();
@@ -261,6 +284,7 @@ impl Controller {
         info!("not leading: writing nothing");
         self.leading = false;
         self.dispatch.abandon();
+        self.proofs.abandon();
         self.index.forget_in_flight();
     }
 
@@ -275,7 +299,11 @@ impl Controller {
         if !actions.is_empty() {
             debug!(actions = actions.len(), "planned");
         }
-        self.dispatch.queue(actions);
+        // What a grant gives or takes comes before what is merely to be there.
+        let (first, rest) = actions.into_iter().partition(|action| self.index.concerns_grant(action));
+        self.dispatch.queue_first(first);
+        self.dispatch.queue(rest);
+        self.proofs.start(&mut self.index);
         // Status tells people what has come of it, so it can wait until it has; what the clock does to it does not wait.
         let idle = self.dispatch.is_idle();
         let status = if idle { self.index.plan_status(now) } else { self.index.plan_transitions(now) };

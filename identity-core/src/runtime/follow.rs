@@ -36,6 +36,12 @@ pub(super) fn event(update: Update) -> Option<Event> {
             Event::AssignedDeleted { key, uid }
         }
         Update::Assigned(Change::Relist(all)) => Event::Relist(Relist::Assigned(all)),
+        Update::Grants(Change::Apply(grant)) => Event::Grant(grant),
+        Update::Grants(Change::Delete(gone)) => {
+            let key = gone.key();
+            Event::GrantDeleted { key, uid: gone.uid }
+        }
+        Update::Grants(Change::Relist(all)) => Event::Relist(Relist::Grants(all)),
         Update::Exceptions { .. } => return None,
     })
 }

@@ -248,7 +248,10 @@ impl Node {
             // Not asked for: what a node needs of identities to decide is in the assignments.
             Event::Identity(_)
             | Event::IdentityDeleted(_)
-            | Event::Relist(Relist::Identities(_))
+            | Event::Relist(Relist::Identities(_) | Relist::Grants(_))
+            | Event::Grant(_)
+            | Event::GrantDeleted { .. }
+            | Event::Proof(_)
             | Event::Credential(_) => {}
         }
     }

@@ -168,7 +168,11 @@ impl World {
             }
             Event::Assigned(object) => self.hear_of(assigned_key(object)),
             Event::AssignedDeleted { key, .. } => self.hear_of(key.clone()),
-            Event::Credential(_) | Event::Relist(_) => {}
+            Event::Grant(_)
+            | Event::GrantDeleted { .. }
+            | Event::Proof(_)
+            | Event::Credential(_)
+            | Event::Relist(_) => {}
         }
         self.index.apply(event);
     }

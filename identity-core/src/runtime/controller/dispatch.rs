@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::task::{Id, JoinError, JoinSet};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Config;
 use crate::{
@@ -195,6 +195,15 @@ impl Dispatch {
             Some(report) => self.outcome(&action, report, index),
             None => Outcome::Failed { retry_at: self.at(REFUSED) },
         };
+        if let (Action::Grant(update), Outcome::Granted(_) | Outcome::Done) = (&action, &outcome)
+            && let Some(change) = &update.transition
+        {
+            let (from, to) = (change.from.map_or("", |phase| phase.as_str()), change.to.as_str());
+            info!(
+                grant = %update.key, binding = %update.binding, from, to, reason = change.reason,
+                "grant: {}", change.message
+            );
+        }
         index.done(&action, outcome);
     }
 
@@ -206,6 +215,7 @@ impl Dispatch {
                 self.unwell = 0;
                 return match success {
                     Success::Applied(object) => Outcome::Applied(object),
+                    Success::Granted(object) => Outcome::Granted(object),
                     Success::Done => Outcome::Done,
                 };
             }
@@ -279,7 +289,7 @@ fn change(action: &Action) -> Option<Change> {
         Action::Apply(apply) if apply.precondition.is_none() => Some(Change::Created),
         Action::Apply(_) => Some(Change::Updated),
         Action::Delete(_) => Some(Change::Deleted),
-        Action::Status(_) | Action::Event(_) => None,
+        Action::Status(_) | Action::Grant(_) | Action::Event(_) => None,
     }
 }
 
@@ -291,7 +301,7 @@ fn expected(action: &Action) -> Option<(ObjectKey, String)> {
             Some((ObjectKey::new(meta.namespace.as_deref()?, meta.name.as_deref()?), uid.clone()))
         }
         Action::Delete(delete) => Some((delete.key.clone(), delete.precondition.uid.clone())),
-        Action::Status(_) | Action::Event(_) => None,
+        Action::Status(_) | Action::Grant(_) | Action::Event(_) => None,
     }
 }
 
@@ -305,6 +315,7 @@ fn name(action: &Action) -> String {
         ),
         Action::Delete(delete) => format!("AzureAssignedIdentity {}", delete.key),
         Action::Status(update) => format!("status of {} {}", update.target.kind(), update.target.key()),
+        Action::Grant(update) => format!("status of AzureIdentityGrant {}", update.key),
         Action::Event(notice) => format!("Event for {} {}", notice.target.kind(), notice.target.key()),
     }
 }

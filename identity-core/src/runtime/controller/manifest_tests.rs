@@ -13,12 +13,12 @@ async fn a_missing_directory_is_an_error() {
 }
 
 /// As JSON, which is YAML: `---` between.
-fn manifests(objects: &[Value]) -> String {
+pub(super) fn manifests(objects: &[Value]) -> String {
     objects.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n")
 }
 
 /// Waits, in real time, until something is so.
-async fn until_really(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) async fn until_really(what: &str, mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {
             tokio::task::yield_now().await;

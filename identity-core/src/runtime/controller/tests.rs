@@ -430,3 +430,6 @@ mod manifests;
 
 #[path = "box_tests.rs"]
 mod boxes;
+
+#[path = "grant_tests.rs"]
+mod grants;

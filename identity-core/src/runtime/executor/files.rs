@@ -7,11 +7,15 @@ use std::{
 };
 
 use identity_crd::AzureAssignedIdentity;
+use serde_json::Value;
 use tracing::warn;
 
-use super::{Seen, Success, events, kubernetes::status_object};
+use super::{
+    Seen, Success, events,
+    kubernetes::{grant_status, status_object},
+};
 use crate::{
-    assign::{Action, Apply, Delete, Notice, Precondition},
+    assign::{Action, Apply, Delete, GrantUpdate, Notice, Precondition},
     object::ObjectKey,
     runtime::{
         clock::Clock,
@@ -43,8 +47,30 @@ impl Files {
                 write(&path, &status_object(update)).map_err(|e| failed(&path, &e))?;
                 Ok(Success::Done)
             }
+            Action::Grant(update) => self.grant(update),
             Action::Event(notice) => self.event(notice),
         }
+    }
+
+    /// The version of a grant is that of its status: whoever has read an older one is refused.
+    fn grant(&self, update: &GrantUpdate) -> Result<Success, Failure> {
+        let path = self.state.status("AzureIdentityGrant", &update.key).map_err(|e| self.misnamed(&e))?;
+        let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Value::Null,
+            Err(error) => return Err(failed(&path, &error)),
+        };
+        // That of another grant of this name counts for nothing.
+        let same = there["metadata"]["uid"] == *update.precondition.uid;
+        let held = there["metadata"]["resourceVersion"].as_str().filter(|_| same).unwrap_or("0");
+        if held != update.precondition.resource_version {
+            return Err(Failure::Conflict(format!("{} is not the version it was", update.key)));
+        }
+        let written = grant_status(update, &self.next(&mut version).to_string());
+        write(&path, &written).map_err(|e| failed(&path, &e))?;
+        // The rest of it is in the manifest, which whoever asked has read; the directory tells it with this status.
+        Ok(Success::Done)
     }
 
     pub(super) fn look(&self, key: &ObjectKey) -> Option<Seen> {

@@ -8,7 +8,7 @@ mod kubernetes;
 
 use std::{sync::Arc, time::Duration};
 
-use identity_crd::AzureAssignedIdentity;
+use identity_crd::{AzureAssignedIdentity, AzureIdentityGrant};
 
 pub use self::announce::Announcer;
 use self::{
@@ -53,6 +53,8 @@ pub struct Report {
 pub enum Success {
     /// An assignment was written: the object as it is now.
     Applied(Box<AzureAssignedIdentity>),
+    /// The status of a grant was written: the grant as it is now.
+    Granted(Box<AzureIdentityGrant>),
     /// Anything else.
     Done,
 }
@@ -133,7 +135,7 @@ fn assignment(action: &Action) -> Option<ObjectKey> {
             Some(ObjectKey::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
         }
         Action::Delete(delete) => Some(delete.key.clone()),
-        Action::Status(_) | Action::Event(_) => None,
+        Action::Status(_) | Action::Grant(_) | Action::Event(_) => None,
     }
 }
 
@@ -145,6 +147,7 @@ pub(super) fn kind(action: &Action) -> &'static str {
             crate::assign::StatusTarget::Identity(_) => "AzureIdentity/status",
             crate::assign::StatusTarget::Binding(_) => "AzureIdentityBinding/status",
         },
+        Action::Grant(_) => "AzureIdentityGrant/status",
         Action::Event(_) => "Event",
     }
 }

@@ -4,7 +4,10 @@ use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use http::Request;
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException, NODE_LABEL};
+use identity_crd::{
+    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, AzurePodIdentityException,
+    NODE_LABEL,
+};
 use kube::{
     Api, Client, Resource,
     client::Body,
@@ -69,6 +72,9 @@ pub(super) async fn watch(
                 config = config.labels(&format!("{NODE_LABEL}={}", node_label(&node)));
             }
             watch.run(&guarded::<AzureAssignedIdentity>(client), &config, unguard, Update::Assigned).await;
+        }
+        Interest::Grants => {
+            watch.run(&guarded::<AzureIdentityGrant>(client), &config, unguard, Update::Grants).await;
         }
         Interest::Exceptions { namespace } => {
             let api = Api::<DeserializeGuard<AzurePodIdentityException>>::namespaced(client, &namespace);

@@ -50,6 +50,7 @@ fn describe(update: &Update) -> String {
         Update::Identities(c) => change(c, |object| object.metadata.name.clone().unwrap()),
         Update::Bindings(c) => change(c, |object| object.metadata.name.clone().unwrap()),
         Update::Assigned(c) => change(c, |object| object.metadata.name.clone().unwrap()),
+        Update::Grants(c) => change(c, |object| object.metadata.name.clone().unwrap()),
         Update::Exceptions { namespace, change: c } => {
             format!("{namespace}: {}", change(c, |object| object.metadata.name.clone().unwrap()))
         }
@@ -72,6 +73,7 @@ async fn only_what_is_wanted_is_asked_for() {
         Interest::Assigned { node: None },
         Interest::Assigned { node: Some("node-1".into()) },
         Interest::Assigned { node },
+        Interest::Grants,
         Interest::Exceptions { namespace: "kube-system".into() },
     ] {
         let server = Server::new();

@@ -28,9 +28,9 @@ use crate::{
     runtime::{observe::Observer, secrets::Store},
 };
 
-const MANIFEST_KINDS: &[Kind] = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception];
+const MANIFEST_KINDS: &[Kind] = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception, Kind::Grant];
 const STATE_KINDS: &[Kind] = &[Kind::Assigned];
-const STATUS_KINDS: &[Kind] = &[Kind::IdentityStatus, Kind::BindingStatus];
+const STATUS_KINDS: &[Kind] = &[Kind::IdentityStatus, Kind::BindingStatus, Kind::GrantStatus];
 /// A manifest that is gone may be back in a moment: editors move the old file away before they write the new one.
 const VANISHED: Duration = Duration::from_millis(50);
 
@@ -224,6 +224,18 @@ impl Driver {
                     binding.status = Some(there.status.clone());
                 }
             }
+            Object::Grant(grant) => {
+                // Its version is that of its status: one with an older status is older, whatever else it says.
+                grant.metadata.resource_version = Some("0".to_owned());
+                if let Some(Object::GrantStatus(there)) = status(Kind::GrantStatus, &grant.metadata)
+                    && there.uid == grant.metadata.uid
+                {
+                    grant.status = Some(there.status.clone());
+                    if let Some(version) = &there.version {
+                        grant.metadata.resource_version = Some(version.clone());
+                    }
+                }
+            }
             _ => {}
         }
         object
@@ -252,6 +264,14 @@ impl Driver {
                 all()
                     .filter_map(|object| match object {
                         Object::Binding(binding) => Some(binding),
+                        _ => None,
+                    })
+                    .collect(),
+            )),
+            Interest::Grants => Update::Grants(Change::Relist(
+                all()
+                    .filter_map(|object| match object {
+                        Object::Grant(grant) => Some(grant),
                         _ => None,
                     })
                     .collect(),
@@ -288,6 +308,7 @@ impl Driver {
         let kind = match key.kind {
             Kind::IdentityStatus => Kind::Identity,
             Kind::BindingStatus => Kind::Binding,
+            Kind::GrantStatus => Kind::Grant,
             _ => return self.object_changed(key, object, applied),
         };
         // The object is another now, as it is without an API server, too.
@@ -313,6 +334,9 @@ impl Driver {
             }
             (Interest::Bindings, Object::Binding(binding)) => {
                 Some(Update::Bindings(change(binding, applied, || gone(binding.metadata.uid.as_deref()))))
+            }
+            (Interest::Grants, Object::Grant(grant)) => {
+                Some(Update::Grants(change(grant, applied, || gone(grant.metadata.uid.as_deref()))))
             }
             (Interest::Assigned { node }, Object::Assigned(assigned)) => {
                 let wanted = applied && assignment_is_wanted(assigned, node.as_deref());

@@ -88,6 +88,7 @@ fn describe(update: &Update) -> String {
         Update::Pods(c) => change(c, |p| format!("pod {}", p.reference.name)),
         Update::Bindings(c) => change(c, |b| format!("binding {}", b.metadata.name.as_deref().unwrap())),
         Update::Assigned(c) => change(c, |a| format!("assigned {}", a.metadata.name.as_deref().unwrap())),
+        Update::Grants(c) => change(c, |g| format!("grant {}", g.metadata.name.as_deref().unwrap())),
         Update::Exceptions { namespace, change: c } => {
             format!("{namespace}: {}", change(c, |e| format!("exception {}", e.metadata.name.as_deref().unwrap())))
         }

@@ -12,7 +12,9 @@ mod words;
 use std::{path::PathBuf, sync::Arc};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzurePodIdentityException};
+use identity_crd::{
+    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, AzurePodIdentityException,
+};
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +42,8 @@ pub enum Update {
     Bindings(Change<AzureIdentityBinding>),
     /// `AzureAssignedIdentity`.
     Assigned(Change<AzureAssignedIdentity>),
+    /// `AzureIdentityGrant`.
+    Grants(Change<AzureIdentityGrant>),
     /// `AzurePodIdentityException`, of one namespace.
     Exceptions {
         /// Which.
@@ -88,6 +92,8 @@ pub enum Interest {
         /// Label `nodename`.
         node: Option<String>,
     },
+    /// `AzureIdentityGrant`.
+    Grants,
     /// `AzurePodIdentityException`, of one namespace: nothing is asked about others.
     Exceptions {
         /// Which.
@@ -109,6 +115,7 @@ impl Interest {
             Self::Identities => "AzureIdentity",
             Self::Bindings => "AzureIdentityBinding",
             Self::Assigned { .. } => "AzureAssignedIdentity",
+            Self::Grants => "AzureIdentityGrant",
             Self::Exceptions { .. } => "AzurePodIdentityException",
         }
     }

@@ -9,8 +9,8 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use identity_crd::{
-    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityBindingStatus, AzureIdentityStatus,
-    AzurePodIdentityException,
+    AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityBindingStatus, AzureIdentityGrant,
+    AzureIdentityGrantStatus, AzureIdentityStatus, AzurePodIdentityException,
 };
 use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -67,22 +67,27 @@ pub(super) enum Kind {
     Binding,
     Assigned,
     Exception,
+    Grant,
     /// The status of an identity, in a file of its own.
     IdentityStatus,
     /// The status of a binding.
     BindingStatus,
+    /// The status of a grant.
+    GrantStatus,
 }
 
 impl Kind {
-    const ALL: [(Self, &str); 8] = [
+    const ALL: [(Self, &str); 10] = [
         (Self::Pod, "Pod"),
         (Self::Secret, "Secret"),
         (Self::Identity, "AzureIdentity"),
         (Self::Binding, "AzureIdentityBinding"),
         (Self::Assigned, "AzureAssignedIdentity"),
         (Self::Exception, "AzurePodIdentityException"),
+        (Self::Grant, "AzureIdentityGrant"),
         (Self::IdentityStatus, "AzureIdentity"),
         (Self::BindingStatus, "AzureIdentityBinding"),
+        (Self::GrantStatus, "AzureIdentityGrant"),
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -92,6 +97,7 @@ impl Kind {
     const fn api_version(self) -> &'static str {
         match self {
             Self::Pod | Self::Secret => "v1",
+            Self::Grant | Self::GrantStatus => "aadpodidentity.k8s.io/v1alpha1",
             _ => "aadpodidentity.k8s.io/v1",
         }
     }
@@ -118,14 +124,17 @@ pub(super) enum Object {
     Binding(AzureIdentityBinding),
     Assigned(AzureAssignedIdentity),
     Exception(AzurePodIdentityException),
-    IdentityStatus(Status<AzureIdentityStatus>),
-    BindingStatus(Status<AzureIdentityBindingStatus>),
+    Grant(AzureIdentityGrant),
+    IdentityStatus(Written<AzureIdentityStatus>),
+    BindingStatus(Written<AzureIdentityBindingStatus>),
+    GrantStatus(Written<AzureIdentityGrantStatus>),
 }
 
 /// A status, and of which object.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Status<T> {
+pub(super) struct Written<T> {
     pub(super) uid: Option<String>,
+    pub(super) version: Option<String>,
     pub(super) status: T,
 }
 
@@ -145,7 +154,7 @@ pub(super) struct Parsed {
 /// What a manifest comes to, without a directory around it: its objects as `Kind namespace/name`, and what is wrong with it.
 /// For whoever wants to know before it is written there. The end of the file's name says whether it is JSON.
 pub fn examine(file: &Path, text: &str) -> (Vec<String>, Vec<Problem>) {
-    let kinds = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception];
+    let kinds = &[Kind::Pod, Kind::Secret, Kind::Identity, Kind::Binding, Kind::Exception, Kind::Grant];
     let Parsed { objects, problems } = parse(file, text, kinds);
     (objects.iter().map(|located| located.key.to_string()).collect(), problems)
 }
@@ -271,7 +280,7 @@ impl Reader<'_> {
             }
             None if group == identity_crd::GROUP => {
                 let at = node.place("kind").unwrap_or(place);
-                let kinds = "AzureIdentity, AzureIdentityBinding, AzurePodIdentityException";
+                let kinds = "AzureIdentity, AzureIdentityBinding, AzureIdentityGrant, AzurePodIdentityException";
                 self.problem(at, None, format!("there is no kind `{kind}` in {group}; its kinds are {kinds}"));
             }
             _ => {
@@ -336,6 +345,14 @@ impl Reader<'_> {
                 .map(|binding: AzureIdentityBinding| Object::Binding(AzureIdentityBinding { status: None, ..binding })),
             Kind::Assigned => self.typed(&key, value, place, text).map(Object::Assigned),
             Kind::Exception => self.typed(&key, value, place, text).map(Object::Exception),
+            Kind::Grant => self.typed(&key, value, place, text).map(|mut grant: AzureIdentityGrant| {
+                grant.status = None;
+                if node.get("metadata").and_then(|m| m.text("uid")).is_none_or(str::is_empty) {
+                    grant.metadata.uid = Some(derived_uid(&request(&key, &grant)));
+                }
+                Object::Grant(grant)
+            }),
+            Kind::GrantStatus => self.status(&key, value, place).map(Object::GrantStatus),
             Kind::Secret => self.secret(&key, node, value, place),
             Kind::IdentityStatus => self.status(&key, value, place).map(Object::IdentityStatus),
             Kind::BindingStatus => self.status(&key, value, place).map(Object::BindingStatus),
@@ -368,7 +385,7 @@ impl Reader<'_> {
         match read {
             Ok(mut object) => {
                 complete(object.meta_mut(), key);
-                if matches!(key.kind, Kind::Identity | Kind::Binding) {
+                if matches!(key.kind, Kind::Identity | Kind::Binding | Kind::Grant) {
                     // Grows in an API server; here it only differs. Conditions say by it of which spec they speak.
                     object.meta_mut().generation = Some(generation);
                 }
@@ -381,10 +398,11 @@ impl Reader<'_> {
         }
     }
 
-    fn status<T: DeserializeOwned>(&mut self, key: &Key, mut value: Value, place: Place) -> Option<Status<T>> {
-        let uid = value["metadata"]["uid"].as_str().map(str::to_owned);
+    fn status<T: DeserializeOwned>(&mut self, key: &Key, mut value: Value, place: Place) -> Option<Written<T>> {
+        let field = |name| value["metadata"][name].as_str().map(str::to_owned);
+        let (uid, version) = (field("uid"), field("resourceVersion"));
         match serde_json::from_value(value["status"].take()) {
-            Ok(status) => Some(Status { uid, status }),
+            Ok(status) => Some(Written { uid, version, status }),
             Err(error) => {
                 self.problem(place, Some(key.to_string()), format!("status: {}", words::json_type(&error)));
                 None
@@ -425,6 +443,14 @@ impl Reader<'_> {
         }
         Some(Object::Secret(Arc::new(data)))
     }
+}
+
+/// What a grant asks for: one that asks for something else under the same name is another grant, and what became of the first is
+/// not said of it.
+fn request(key: &Key, grant: &AzureIdentityGrant) -> String {
+    let spec = &grant.spec;
+    let asked = (&spec.binding_name, &spec.pod_name, &spec.reason, &spec.duration, &spec.requested_by);
+    format!("{}/{} {asked:?}", key.kind.name(), key.object)
 }
 
 /// What an API server would have filled in. The UID stays the same over restarts, and for an object that comes back.
