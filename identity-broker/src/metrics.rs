@@ -1,6 +1,7 @@
 //! Prometheus metrics. Every label set is bounded and made beforehand: counting is one atomic addition.
 
 mod buckets;
+mod compat;
 
 use std::time::Duration;
 
@@ -12,7 +13,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::buckets::{Answers, Buckets};
+use self::{
+    buckets::{Answers, Buckets},
+    compat::Compat,
+};
 
 pub(crate) use self::buckets::AnsweredBy;
 
@@ -211,6 +215,7 @@ pub struct Metrics {
     upstream: Family<UpstreamLabel, Histogram>,
     credential_expiry: Family<IdentityLabel, Gauge>,
     answers: Answers,
+    compat: Option<Compat>,
     decisions: [Counter; 3],
     /// Those that were settled, and those that were not.
     held_for: [Buckets; 2],
@@ -276,6 +281,7 @@ impl Metrics {
         );
         let this = Self {
             answers,
+            compat: None,
             decisions: Decided::ALL
                 .map(|decided| decisions.get_or_create(&DecisionLabel { decision: decided.as_str() }).clone()),
             held_for: ["settled", "timed_out"].map(|outcome| held_for.get_or_create(&OutcomeLabel { outcome }).clone()),
@@ -309,6 +315,13 @@ impl Metrics {
         registry.register("cache_misses", "Requests upstream for the cache", this.cache_misses.clone());
         registry.register("cache_evictions", "Keys removed from the cache", this.cache_evictions.clone());
         this
+    }
+
+    /// Exports some under the names of the archived predecessor as well: `aadpodidentity_…`.
+    #[must_use]
+    pub fn with_compat(mut self, registry: &mut Registry) -> Self {
+        self.compat = Some(Compat::new(registry));
+        self
     }
 
     /// Counts a request.
@@ -352,6 +365,9 @@ impl Metrics {
     /// Records a request for a token.
     pub(crate) fn answered(&self, by: AnsweredBy<'_>, took: Duration) {
         self.answers.observe(by, took);
+        if let Some(compat) = &self.compat {
+            compat.answered(by.status(), took);
+        }
     }
 
     /// Counts the first decision on a request.
@@ -372,6 +388,9 @@ impl Metrics {
     /// Records a request upstream.
     pub(crate) fn upstream(&self, upstream: &'static str, outcome: &'static str, took: Duration) {
         self.upstream.get_or_create(&UpstreamLabel { upstream, outcome }).observe(took.as_secs_f64());
+        if let Some(compat) = &self.compat {
+            compat.upstream(upstream, outcome, took);
+        }
     }
 }
 

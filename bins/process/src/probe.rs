@@ -41,6 +41,10 @@ pub struct ProbeArgs<const PROBE: u16, const METRICS: u16> {
         long, value_name = "ADDRESS", default_value_t = loopback(METRICS), env = "ENTRA_POD_IDENTITY_METRICS_ADDRESS"
     )]
     metrics_address: SocketAddr,
+
+    /// Export some metrics under the names of the archived predecessor as well (aadpodidentity_…)
+    #[arg(long, env = "ENTRA_POD_IDENTITY_COMPAT_METRICS")]
+    pub compat_metrics: bool,
 }
 
 fn loopback(port: u16) -> SocketAddr {

@@ -55,7 +55,7 @@ where
     ) -> Result<Response<Body>, EndpointError> {
         let begun = Instant::now();
         if let Err(error) = self.admit(connection).await {
-            self.metrics.answered(AnsweredBy::Error, begun.elapsed());
+            self.metrics.answered(AnsweredBy::Error(error.row().status.as_u16()), begun.elapsed());
             return Err(error);
         }
         let mut allowed = None;
@@ -75,7 +75,8 @@ where
                 Ok(response)
             }
             Err(unissued) => {
-                self.metrics.answered(AnsweredBy::Error, begun.elapsed());
+                let status = unissued.error.row().status.as_u16();
+                self.metrics.answered(AnsweredBy::Error(status), begun.elapsed());
                 Err(unissued.error)
             }
         }

@@ -75,8 +75,17 @@ pub(crate) enum AnsweredBy<'a> {
         /// When.
         at: SystemTime,
     },
-    /// An error.
-    Error,
+    /// An error, with its HTTP status.
+    Error(u16),
+}
+
+impl AnsweredBy<'_> {
+    pub(super) const fn status(self) -> u16 {
+        match self {
+            Self::Cache | Self::Upstream { .. } => 200,
+            Self::Error(status) => status,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -110,7 +119,7 @@ impl Answers {
     pub(super) fn observe(&self, by: AnsweredBy<'_>, took: Duration) {
         match by {
             AnsweredBy::Cache => self.cache.observe(took),
-            AnsweredBy::Error => self.error.observe(took),
+            AnsweredBy::Error(_) => self.error.observe(took),
             AnsweredBy::Upstream { correlation, at } => {
                 // A label set of an exemplar may have 128 characters (OpenMetrics 1.0).
                 let correlation = correlation.filter(|id| id.len() <= 64);
@@ -149,7 +158,7 @@ mod tests {
         registry.register("took", "Time", answers.clone());
         answers.observe(AnsweredBy::Cache, Duration::from_micros(100));
         answers.observe(AnsweredBy::Cache, Duration::from_micros(101));
-        answers.observe(AnsweredBy::Error, Duration::from_secs(11));
+        answers.observe(AnsweredBy::Error(503), Duration::from_secs(11));
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(7);
         answers.observe(AnsweredBy::Upstream { correlation: Some("c-1"), at }, Duration::from_millis(30));
         let long = "x".repeat(65);

@@ -2,6 +2,7 @@
 //! registries ([`node_sample`], [`controller_sample`]).
 
 mod audit;
+mod compat;
 mod labels;
 mod netfilter;
 mod process;
@@ -46,22 +47,28 @@ pub struct NodeMetrics {
 }
 
 impl NodeMetrics {
-    /// Makes them and registers them.
-    pub fn new(registry: &mut Registry) -> Self {
+    /// Makes them and registers them; with `compat` some under the predecessor's names as well.
+    pub fn new(registry: &mut Registry, compat: bool) -> Self {
         process::register(registry);
+        let broker = Metrics::new(registry);
+        let broker = if compat { broker.with_compat(registry) } else { broker };
         Self {
             runtime: Arc::new(RuntimeMetrics::node(registry.sub_registry_with_prefix("entra_pod_identity_node"))),
-            broker: Arc::new(Metrics::new(registry)),
+            broker: Arc::new(broker),
             events: EventMetrics::new(registry.sub_registry_with_prefix(PREFIX)),
         }
     }
 }
 
-/// Metrics of a controller.
-pub fn controller_metrics(registry: &mut Registry) -> Arc<RuntimeMetrics> {
+/// Metrics of a controller; with `compat` some under the predecessor's names as well.
+pub fn controller_metrics(registry: &mut Registry, compat: bool) -> Arc<RuntimeMetrics> {
     process::register(registry);
-    Arc::new(RuntimeMetrics::controller(registry.sub_registry_with_prefix("entra_pod_identity_controller")))
+    let metrics = RuntimeMetrics::controller(registry.sub_registry_with_prefix("entra_pod_identity_controller"));
+    Arc::new(if compat { metrics.with_compat(registry) } else { metrics })
 }
+
+/// Before the names that the predecessor had.
+pub const COMPAT_PREFIX: &str = "aadpodidentity";
 
 /// Exports how the audit of a node fares.
 pub fn export_audit(registry: &mut Registry, journalled: impl Journalled) {
@@ -69,9 +76,9 @@ pub fn export_audit(registry: &mut Registry, journalled: impl Journalled) {
 }
 
 /// The registry of a node with a series of each metric, also of those that have none until there is an identity.
-pub fn node_sample() -> Registry {
+pub fn node_sample(compat: bool) -> Registry {
     let mut registry = Registry::default();
-    let metrics = NodeMetrics::new(&mut registry);
+    let metrics = NodeMetrics::new(&mut registry, compat);
     metrics.broker.credential_expiry(
         &ObjectRef { namespace: "ns".into(), name: "id".into(), uid: "".into(), generation: 0 },
         Some(Timestamp::UNIX_EPOCH),
@@ -82,9 +89,9 @@ pub fn node_sample() -> Registry {
 }
 
 /// The same of a controller.
-pub fn controller_sample() -> Registry {
+pub fn controller_sample(compat: bool) -> Registry {
     let mut registry = Registry::default();
-    let metrics = controller_metrics(&mut registry);
+    let metrics = controller_metrics(&mut registry, compat);
     metrics.credential(&ObjectKey::new("ns", "id"), Some(true), Some(Timestamp::UNIX_EPOCH));
     registry
 }

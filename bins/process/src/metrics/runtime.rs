@@ -41,6 +41,8 @@ impl From<&ObjectKey> for IdentityLabel {
     }
 }
 
+use super::compat::Compat;
+
 /// Upper ends for how long an assignment takes, in seconds.
 const ASSIGNED: [f64; 10] = [0.005, 0.01, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
 const OUTCOMES: [&str; 5] = ["done", "conflict", "failed", "fenced", "dropped"];
@@ -67,6 +69,7 @@ pub struct RuntimeMetrics {
     problems: Gauge,
     ready: Family<IdentityLabel, Gauge>,
     expiry: Family<IdentityLabel, Gauge>,
+    compat: Option<Compat>,
 }
 
 impl RuntimeMetrics {
@@ -105,6 +108,11 @@ impl RuntimeMetrics {
         metrics
     }
 
+    pub(super) fn with_compat(mut self, registry: &mut Registry) -> Self {
+        self.compat = Some(Compat::new(registry));
+        self
+    }
+
     /// Of a node, which only reads (and writes Events).
     pub fn node(registry: &mut Registry) -> Self {
         Self::common(registry, &NODE_KINDS, &NODE_WRITES)
@@ -124,6 +132,7 @@ impl RuntimeMetrics {
             problems: Gauge::default(),
             ready: Family::default(),
             expiry: Family::default(),
+            compat: None,
         };
         registry.register("writes", "Writes by kind and outcome", metrics.writes.clone());
         registry.register("watch_relists", "Complete lists taken in, by kind", metrics.relists.clone());
@@ -146,6 +155,9 @@ fn gauge(gauge: &Gauge, value: usize) {
 
 impl Observer for RuntimeMetrics {
     fn wrote(&self, kind: &'static str, outcome: WriteOutcome) {
+        if let Some(compat) = &self.compat {
+            compat.wrote(kind, outcome);
+        }
         let outcome = match outcome {
             WriteOutcome::Done => "done",
             WriteOutcome::Conflict => "conflict",
@@ -156,7 +168,10 @@ impl Observer for RuntimeMetrics {
         self.writes.get_or_create(&WriteLabel { kind, outcome }).inc();
     }
 
-    fn planned(&self, took: Duration, _actions: usize) {
+    fn planned(&self, took: Duration, actions: usize) {
+        if let Some(compat) = &self.compat {
+            compat.planned(took, actions);
+        }
         self.plan.observe(took.as_secs_f64());
     }
 
@@ -169,11 +184,17 @@ impl Observer for RuntimeMetrics {
         gauge(&self.leading, leading.into());
         if leading {
             self.elections.inc();
+            if let Some(compat) = &self.compat {
+                compat.elected();
+            }
         }
     }
 
     fn assigned(&self, change: Change, took: Duration) {
         self.assigned[change as usize].observe(took.as_secs_f64());
+        if let Some(compat) = &self.compat {
+            compat.assigned(change, took);
+        }
     }
 
     fn relisted(&self, kind: &'static str) {
@@ -181,6 +202,9 @@ impl Observer for RuntimeMetrics {
     }
 
     fn watch_failed(&self, kind: &'static str) {
+        if let Some(compat) = &self.compat {
+            compat.watch_failed(kind);
+        }
         self.watch_failures.get_or_create(&KindLabel { kind }).inc();
     }
 

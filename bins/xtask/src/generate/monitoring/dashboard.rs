@@ -101,8 +101,8 @@ fn queries(metric: &Metric) -> Vec<(String, String)> {
         Kind::Gauge if metric.name.ends_with("_timestamp_seconds") => {
             vec![(format!("min by ({by}) ({series} - time())"), legend)]
         }
-        Kind::Gauge if labels.is_empty() => vec![(series, "{{instance}}".to_owned())],
-        Kind::Gauge => vec![(format!("min by ({by}) ({series})"), legend)],
+        Kind::Gauge | Kind::Unknown if labels.is_empty() => vec![(series, "{{instance}}".to_owned())],
+        Kind::Gauge | Kind::Unknown => vec![(format!("min by ({by}) ({series})"), legend)],
         Kind::Histogram => {
             let by = if by.is_empty() { "le".to_owned() } else { format!("le, {by}") };
             let quantile = |quantile, name| {

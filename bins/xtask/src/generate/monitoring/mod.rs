@@ -9,7 +9,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
-use identity_process::metrics::{controller_sample, node_sample};
+use identity_process::metrics::{COMPAT_PREFIX, controller_sample, node_sample};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
 pub(super) use self::{alerts::rules, dashboard::dashboard, page::page};
@@ -32,15 +32,21 @@ enum Kind {
     Gauge,
     Histogram,
     Info,
+    /// A counter of the predecessor's, whose name is none to OpenMetrics.
+    Unknown,
 }
 
 impl Metric {
+    fn is_compat(&self) -> bool {
+        self.name.starts_with(COMPAT_PREFIX)
+    }
+
     /// As it is asked for; of a histogram without the ending.
     fn series(&self) -> String {
         let ending = match self.kind {
             Kind::Counter => "_total",
             Kind::Info => "_info",
-            Kind::Gauge | Kind::Histogram => "",
+            Kind::Gauge | Kind::Histogram | Kind::Unknown => "",
         };
         format!("{}{ending}", self.name)
     }
@@ -54,7 +60,7 @@ struct Daemon {
 
 /// What both have comes first.
 fn daemons() -> anyhow::Result<[Daemon; 3]> {
-    let (node, controller) = (metrics(&node_sample())?, metrics(&controller_sample())?);
+    let (node, controller) = (metrics(&node_sample(false))?, metrics(&controller_sample(false))?);
     let (both, node): (Vec<_>, Vec<_>) = node.into_iter().partition(|metric| controller.contains(metric));
     let controller = controller.into_iter().filter(|metric| !both.contains(metric)).collect();
     Ok([
@@ -62,6 +68,12 @@ fn daemons() -> anyhow::Result<[Daemon; 3]> {
         Daemon { title: "identity-node", metrics: node },
         Daemon { title: "identity-controller", metrics: controller },
     ])
+}
+
+/// What there is with `--compat-metrics` only.
+fn compat() -> anyhow::Result<Vec<Metric>> {
+    let all = [metrics(&node_sample(true))?, metrics(&controller_sample(true))?].concat();
+    Ok(all.into_iter().filter(Metric::is_compat).collect())
 }
 
 /// From the text that a collector gets: what is not in it is not documented either.
@@ -82,6 +94,7 @@ fn metrics(registry: &Registry) -> anyhow::Result<Vec<Metric>> {
                     "gauge" => Kind::Gauge,
                     "histogram" => Kind::Histogram,
                     "info" => Kind::Info,
+                    "unknown" => Kind::Unknown,
                     other => anyhow::bail!("a metric of type {other}"),
                 };
                 all.last_mut().context("a type without a metric")?.kind = kind;
@@ -106,6 +119,8 @@ fn metrics(registry: &Registry) -> anyhow::Result<Vec<Metric>> {
     for metric in &mut all {
         if metric.unit.is_none() && metric.name.ends_with("_timestamp_seconds") {
             metric.unit = Some("seconds since 1970".to_owned());
+        } else if metric.unit.is_none() && metric.name.ends_with("_seconds") {
+            metric.unit = Some("seconds".to_owned());
         }
     }
     Ok(all)

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use identity_process::metrics::LABELS;
 
-use super::{Daemon, Kind, Metric, alerts::ALERTS, daemons};
+use super::{Daemon, Kind, Metric, alerts::ALERTS, compat, daemons};
 
 /// The page.
 pub(in crate::generate) fn page() -> anyhow::Result<String> {
@@ -23,6 +23,16 @@ pub(in crate::generate) fn page() -> anyhow::Result<String> {
         for metric in metrics {
             row(&metric, &mut out);
         }
+    }
+    out.push_str(
+        "\n## With `--compat-metrics`\n\nThe names of the archived predecessor, on the program that does what its *mic* \
+         (identity-controller) and *nmi* (identity-node) did, for\ndashboards that are still there. Its labels `namespace` and \
+         `resource` were what clients sent, and are not there; nor are\n`cloud_provider_operations_…`, as nothing here asks ARM. \
+         `adal_token` is Entra, `assigned_identity_update` as an\n`operation_type` any write of an assignment.\n\n\
+         | name | type | unit | labels | meaning |\n|---|---|---|---|---|\n",
+    );
+    for metric in compat()? {
+        row(&metric, &mut out);
     }
     out.push_str(
         "\n## Alerts\n\nA rule fires when its condition holds for as long as is said.\n\n\
@@ -44,6 +54,7 @@ fn row(metric: &Metric, out: &mut String) {
         Kind::Gauge => "gauge",
         Kind::Histogram => "histogram",
         Kind::Info => "info",
+        Kind::Unknown => "(counter)",
     };
     let labels = metric.labels.iter().map(|(name, values)| {
         let bound = LABELS.iter().find(|label| label.name == name).and_then(|label| label.bound);
