@@ -85,9 +85,10 @@ impl EventWriter for Writer {
             Err(failure) => {
                 let outcome = outcome(&failure, write.create);
                 let (namespace, name) = (&write.namespace, &write.name);
-                match outcome {
-                    Outcome::Refused => warn!(%namespace, event = %name, error = %failure, "an audit Event is refused"),
-                    _ => debug!(%namespace, event = %name, error = %failure, ?outcome, "an audit Event"),
+                if outcome == Outcome::Refused {
+                    warn!(%namespace, event = %name, error = %failure, "an audit Event is refused");
+                } else {
+                    debug!(%namespace, event = %name, error = %failure, ?outcome, "an audit Event");
                 }
                 outcome
             }

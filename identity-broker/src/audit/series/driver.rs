@@ -33,6 +33,9 @@ pub trait EventWriter: Send + Sync + 'static {
     fn write(&self, write: &Write) -> impl Future<Output = Outcome> + Send;
 }
 
+/// A write under way.
+type Writing = Pin<Box<dyn Future<Output = (u128, Outcome)> + Send>>;
+
 /// Where records come from.
 #[derive(Debug)]
 pub enum Feed {
@@ -108,7 +111,7 @@ pub async fn run<W: EventWriter>(
     let mut book = start(kept);
     source.begin(&mut book);
     let writer = Arc::new(writer);
-    let mut writing: FuturesUnordered<Pin<Box<dyn Future<Output = (u128, Outcome)> + Send>>> = FuturesUnordered::new();
+    let mut writing: FuturesUnordered<Writing> = FuturesUnordered::new();
     let (mut failures, mut said) = (0_u32, Duration::ZERO);
     let (mut read_at, mut keep_at) = (origin, origin + KEEP);
     let mut more = true;
@@ -235,7 +238,7 @@ impl Source {
             Self::Journal { written, .. } => {
                 if written.changed().await.is_err() {
                     // The journal is closed.
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! How a series looks as an Event.
 
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -97,8 +99,8 @@ impl Fixed {
             (None, None) => Regarding::Node,
         };
         let pod = seen.pod.as_ref().map(Named::from);
-        let note = note(seen, audience, node, each);
-        Self { reason: seen.event, regarding, pod, note, first: seen.time }
+        let text = note(seen, audience, node, each);
+        Self { reason: seen.event, regarding, pod, note: text, first: seen.time }
     }
 
     /// Where the Event is: beside what it is about.
@@ -126,7 +128,8 @@ impl Fixed {
         // 80 bits tell the series of one object apart.
         let mut name = format!("{about}.{:020x}", digest >> 48);
         if epoch > 0 {
-            name.push_str(&format!(".{epoch}"));
+            // Writing into a String cannot fail, here and below.
+            let _ = write!(name, ".{epoch}");
         }
         name
     }
@@ -205,15 +208,15 @@ fn note(seen: &Seen<'_>, audience: &str, node: &str, each: bool) -> String {
         }
     };
     if let Some(identity) = &seen.identity {
-        text.push_str(&format!(", identity {identity}"));
+        let _ = write!(text, ", identity {identity}");
     }
     if let Some(client) = &seen.client_id {
-        text.push_str(&format!(", client id {client}"));
+        let _ = write!(text, ", client id {client}");
     }
     let what = if each { "record" } else { "the first is record" };
-    text.push_str(&format!("; {what} {} of node {node}", seen.seq));
+    let _ = write!(text, "; {what} {} of node {node}", seen.seq);
     if !seen.detail.is_empty() {
-        text.push_str(&format!(": {}", seen.detail));
+        let _ = write!(text, ": {}", seen.detail);
     }
     cut(&text, LONGEST_NOTE).to_owned()
 }
