@@ -170,9 +170,7 @@ pub enum CredentialProblem {
     #[error("the private key in {0} does not belong to the certificate")]
     Mismatch(Part),
     /// The certificate has ended.
-    #[error(
-        "the certificate ended {end} (this node's clock says {now}): put a new one there, and register it with the application"
-    )]
+    #[error("the certificate ended {end}: put a new one there, and register it with the application")]
     Expired {
         /// When it ended.
         end: Timestamp,
@@ -181,7 +179,7 @@ pub enum CredentialProblem {
     },
     /// The certificate has yet to begin.
     #[error(
-        "the certificate is valid from {begin} on, and this node's clock says {now}: correct the clock if it is slow, or wait"
+        "the certificate is valid from {begin} on, which by this machine's clock is yet to come: correct the clock if it is slow, or wait"
     )]
     NotYetValid {
         /// When it begins.

@@ -272,7 +272,7 @@ fn certificates_have_their_time() {
         (
             "2026-01-31T23:54:00Z",
             Some(
-                "the certificate is valid from 2026-02-01T00:00:00Z on, and this node's clock says 2026-01-31T23:54:00Z: correct the clock if it is slow, or wait",
+                "the certificate is valid from 2026-02-01T00:00:00Z on, which by this machine's clock is yet to come: correct the clock if it is slow, or wait",
             ),
         ),
         // Clocks differ.
@@ -282,7 +282,7 @@ fn certificates_have_their_time() {
         (
             "2026-03-01T00:05:01Z",
             Some(
-                "the certificate ended 2026-03-01T00:00:00Z (this node's clock says 2026-03-01T00:05:01Z): put a new one there, and register it with the application",
+                "the certificate ended 2026-03-01T00:00:00Z: put a new one there, and register it with the application",
             ),
         ),
     ] {

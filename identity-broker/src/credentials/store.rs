@@ -140,13 +140,13 @@ struct Shared {
     fresh: AtomicU64,
     /// When it was wanted last, milliseconds.
     wanted: AtomicU64,
+    /// The generation of the identity that has it no longer, 0 while it has it.
+    superseded: AtomicI64,
 }
 
 struct Slot {
     /// Of the identity as it was when the task began.
     generation: i64,
-    /// The generation of the identity that has another credential, 0 while there is none.
-    superseded: AtomicI64,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
 }
@@ -255,26 +255,28 @@ impl Credentials {
             let least = least.0.clone();
             slots.remove(&least);
         }
-        let shared = Arc::new(Shared {
-            current: ArcSwapOption::empty(),
-            fresh: AtomicU64::new(0),
-            wanted: AtomicU64::new(milliseconds(self.context.base.elapsed())),
-        });
-        let (commands, queue) = mpsc::channel(QUEUE);
         // Pods whose assignment has yet to follow may want an older generation after a newer one.
         let mut by = 0;
         for (other, slot) in slots.iter().filter(|(other, _)| **other != place && other.has_name_of(&identity.object)) {
-            if other.object.2 == place.object.2 && slot.generation > generation {
+            let same_object = other.object.2 == place.object.2;
+            if same_object && slot.generation > generation {
                 by = by.max(slot.generation);
-            } else {
-                slot.superseded.store(generation, Ordering::Relaxed);
+            } else if !same_object || slot.generation < generation {
+                slot.shared.superseded.store(generation, Ordering::Relaxed);
                 // When it is told too much, it ends when it is idle.
                 let _ = slot.commands.try_send(Command::Superseded);
             }
         }
-        let task = Task::new(Arc::clone(&self.context), Arc::clone(identity), Arc::clone(&shared), by != 0);
+        let shared = Arc::new(Shared {
+            current: ArcSwapOption::empty(),
+            fresh: AtomicU64::new(0),
+            wanted: AtomicU64::new(milliseconds(self.context.base.elapsed())),
+            superseded: AtomicI64::new(by),
+        });
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let task = Task::new(Arc::clone(&self.context), Arc::clone(identity), Arc::clone(&shared));
         tokio::spawn(task.run(queue));
-        let slot = Arc::new(Slot { generation, superseded: AtomicI64::new(by), shared, commands });
+        let slot = Arc::new(Slot { generation, shared, commands });
         slots.insert(place, Arc::clone(&slot));
         slot
     }
@@ -289,7 +291,7 @@ impl fmt::Debug for Credentials {
 impl Slot {
     /// Whether it was ended for another credential, and `generation` of the identity has come back to it since.
     fn is_former(&self, generation: i64) -> bool {
-        let by = self.superseded.load(Ordering::Relaxed);
+        let by = self.shared.superseded.load(Ordering::Relaxed);
         by != 0 && generation > by
     }
 

@@ -175,7 +175,8 @@ impl Token {
     pub fn render(&self, expires_on: Timestamp, now: Timestamp, shape: Shape) -> Bytes {
         use std::fmt::Write as _;
         let prefix = self.prefix.expose_secret();
-        let left = (expires_on.as_second() - now.as_second()).max(0);
+        // A clock that was put back gives no token more life than it had.
+        let left = (expires_on.as_second() - now.as_second()).min(self.remaining(self.issued)).max(0);
         let mut body = BytesMut::with_capacity(prefix.len() + 96);
         body.put_slice(prefix);
         // Writing to a BytesMut grows it, it cannot fail.

@@ -40,8 +40,8 @@ pub(super) struct Task {
     /// What a token was got for last.
     resource: Option<Box<str>>,
     timer: Option<Duration>,
-    /// The identity has another credential now: nothing is said of this one any more.
-    superseded: bool,
+    /// The identity was seen where objects are looked up.
+    seen: bool,
 }
 
 /// Work on another task; given up when it is dropped.
@@ -67,8 +67,9 @@ impl<T> Drop for Working<T> {
 }
 
 impl Task {
-    pub(super) fn new(context: Arc<Context>, identity: Arc<Identity>, shared: Arc<Shared>, superseded: bool) -> Self {
-        let follow = if superseded { None } else { following(&context, &identity) };
+    pub(super) fn new(context: Arc<Context>, identity: Arc<Identity>, shared: Arc<Shared>) -> Self {
+        let former = shared.superseded.load(Ordering::Relaxed) != 0;
+        let follow = if former { None } else { following(&context, &identity) };
         let freshness = match identity.credential {
             CredentialSource::KeyVault(_) => Freshness::Polled(context.rotation.vault_poll),
             _ if follow.is_some() => Freshness::Followed,
@@ -87,14 +88,14 @@ impl Task {
             trying: None,
             resource: None,
             timer: None,
-            superseded,
+            seen: false,
         }
     }
 
     /// Until nobody wants it any more.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
-            let look = self.now().mono + if self.superseded { PARTING } else { LOOK };
+            let look = self.now().mono + if self.is_former() { PARTING } else { LOOK };
             let wake = self.context.base + self.timer.map_or(look, |at| at.min(look));
             let sleep = pin!(tokio::time::sleep_until(wake));
             tokio::select! {
@@ -133,9 +134,27 @@ impl Task {
         Now { wall: self.context.clock.now(), mono: self.context.base.elapsed() }
     }
 
+    /// Whether the identity has it no longer: then nothing is said of it, and it ends soon.
+    fn is_former(&self) -> bool {
+        self.shared.superseded.load(Ordering::Relaxed) != 0
+    }
+
+    /// Looks whether there still is such an identity.
+    fn look(&mut self) {
+        let object = &self.identity.object;
+        let Some(identities) = &self.context.reader.sources().identities else { return };
+        let there = identities.get(&object.namespace, &object.name).is_some_and(|found| found.object.uid == object.uid);
+        if there {
+            self.seen = true;
+        } else if self.seen && !self.is_former() {
+            self.shared.superseded.store(object.generation.max(1), Ordering::Relaxed);
+            self.follow = None;
+        }
+    }
+
     fn is_idle(&self) -> bool {
         let wanted = Duration::from_millis(self.shared.wanted.load(Ordering::Relaxed));
-        let idle = if self.superseded { PARTING } else { self.context.rotation.idle };
+        let idle = if self.is_former() { PARTING } else { self.context.rotation.idle };
         self.waiters.is_empty() && wanted + idle <= self.now().mono
     }
 
@@ -152,7 +171,6 @@ impl Task {
                 self.handle(Input::Worked { version });
             }
             Command::Superseded => {
-                self.superseded = true;
                 // A new version of what is used no longer is nobody's business.
                 self.follow = None;
             }
@@ -172,7 +190,7 @@ impl Task {
         self.handle(Input::Read(read.reading));
         // Whoever could not follow it before may be able to now.
         if self.follow.is_none()
-            && !self.superseded
+            && !self.is_former()
             && !matches!(self.identity.credential, CredentialSource::KeyVault(_))
         {
             self.follow = following(&self.context, &self.identity);
@@ -183,6 +201,7 @@ impl Task {
     }
 
     fn handle(&mut self, input: Input) {
+        self.look();
         let now = self.now();
         self.machine.wanted_at(Duration::from_millis(self.shared.wanted.load(Ordering::Relaxed)));
         let mut effects = Vec::new();
@@ -211,6 +230,15 @@ impl Task {
 
     fn perform(&mut self, effect: Effect) {
         match effect {
+            // Nobody waits for what is gone: it is neither read nor tried on its own.
+            Effect::Read if self.is_former() && self.waiters.is_empty() => {
+                let message = "its identity has it no longer".to_owned();
+                let error = TokenError::Unavailable { message, retry_after: PARTING };
+                self.reading = Some(Working::on(async { Reading::Unclear(error).into() }));
+            }
+            Effect::Try { version } if self.is_former() && self.waiters.is_empty() => {
+                self.trying = Some((version, Working::on(async { Outcome::Unclear })));
+            }
             Effect::Read => {
                 let (context, identity) = (Arc::clone(&self.context), Arc::clone(&self.identity));
                 let known = self.known.clone();
@@ -231,7 +259,7 @@ impl Task {
     }
 
     fn say(&self, saying: Saying) {
-        if self.superseded {
+        if self.is_former() {
             return;
         }
         let identity = self.identity.object.clone();
@@ -271,7 +299,7 @@ impl Task {
         let shown = self.shared.current.load();
         if shown.as_ref().map(|shown| shown.version) != current {
             let expires = loaded.as_ref().and_then(|loaded| loaded.expires);
-            if !self.superseded {
+            if !self.is_former() {
                 self.context.metrics.credential_expiry(&self.identity.object, expires);
             }
             drop(shown);
@@ -283,7 +311,7 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        if !self.superseded {
+        if !self.is_former() {
             self.context.metrics.credential_expiry(&self.identity.object, None);
         }
     }

@@ -103,7 +103,21 @@ struct Bench {
     notices: broadcast::Receiver<Notice>,
 }
 
+/// Which identities there are.
+#[derive(Default)]
+struct Objects(Mutex<Option<Arc<Identity>>>);
+
+impl crate::secrets::IdentitySource for Objects {
+    fn get(&self, _: &str, _: &str) -> Option<Arc<Identity>> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
 fn bench(followed: bool) -> Bench {
+    bench_with(followed, None)
+}
+
+fn bench_with(followed: bool, objects: Option<Arc<Objects>>) -> Bench {
     let changes = Mutex::new(followed.then(|| watch::channel(0).0));
     let source = Arc::new(Source { answer: Mutex::new(None), reads: Mutex::new(0), changes });
     source.say(Some(Ok(&[("clientSecret", b"first")])));
@@ -114,7 +128,8 @@ fn bench(followed: bool) -> Bench {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     let tls = tls.with_safe_default_protocol_versions().unwrap().with_root_certificates(rustls::RootCertStore::empty());
     let vaults = crate::vault::Reader::new(tls.with_no_client_auth(), Duration::from_secs(1), VaultSuffixes::default());
-    let sources = Sources::from(Arc::clone(&source));
+    let mut sources = Sources::from(Arc::clone(&source));
+    sources.identities = objects.map(|objects| objects as _);
     let reader = Reader::new(sources, vaults, Weak::<NoTokens>::new(), Arc::clone(&clock));
     let tries = Arc::clone(&entra) as Arc<dyn Try>;
     let credentials = Credentials::with(reader, tries, clock, metrics, RotationConfig::default(), MINUTE);
@@ -434,4 +449,23 @@ async fn what_an_identity_has_no_longer_is_kept_for_a_minute_and_not_spoken_of()
     bench.source.say(Some(Ok(&[("clientSecret", b"third")])));
     tokio::time::sleep(2 * MINUTE).await;
     assert_eq!(bench.told().len(), 1, "of the one that came back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_credential_of_an_identity_that_is_deleted_is_neither_read_nor_tried() {
+    let objects = Arc::new(Objects::default());
+    *objects.0.lock().unwrap() = Some(principal());
+    let mut bench = bench_with(true, Some(Arc::clone(&objects)));
+    assert_eq!(bench.use_it().await, "first");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    *objects.0.lock().unwrap() = None;
+    let reads = bench.source.reads();
+    bench.entra.known.lock().unwrap().insert("second");
+    bench.source.say(Some(Ok(&[("clientSecret", b"second")])));
+    tokio::time::sleep(3 * MINUTE).await;
+    assert_eq!(bench.source.reads(), reads);
+    assert_eq!(*bench.entra.tries.lock().unwrap(), Vec::<String>::new());
+    assert_eq!(bench.told(), Vec::<String>::new());
+    let slot = Arc::clone(&bench.credentials.slots.lock().unwrap()[&Place::of(&principal())]);
+    assert!(slot.commands.is_closed());
 }

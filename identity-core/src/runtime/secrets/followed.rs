@@ -36,8 +36,6 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(5);
 /// What was read so recently is not read again.
 const RECENT: Duration = Duration::from_secs(1);
-/// What was used so recently does not give way.
-const IN_USE: Duration = Duration::from_mins(1);
 /// An account that may only `get` may be allowed more: how often that is tried.
 const AGAIN: Duration = Duration::from_mins(10);
 
@@ -144,14 +142,15 @@ impl Followed {
             return Some(slot.entry.clone());
         }
         if entries.len() >= self.config.most {
-            let order = |slot: &Slot| (slot.entry.changes.receiver_count() > 0, *lock(&slot.entry.used));
-            let (last, (followed, used)) =
-                entries.iter().map(|(key, slot)| (key.clone(), order(slot))).min_by_key(|(_, order)| *order)?;
-            if followed && now.duration_since(used) < IN_USE {
-                debug!(secret = %key, most = self.config.most, "too many Secrets are followed: this one is not");
+            // Whoever follows one would come back at once: that does not give way.
+            let unfollowed = entries.iter().filter(|(_, slot)| slot.entry.changes.receiver_count() == 0);
+            let least =
+                unfollowed.map(|(key, slot)| (*lock(&slot.entry.used), key.clone())).min_by_key(|(used, _)| *used);
+            let Some((_, least)) = least else {
+                debug!(secret = %key, most = self.config.most, "too many Secrets are followed: this one is read now and then");
                 return None;
-            }
-            entries.remove(&last);
+            };
+            entries.remove(&least);
         }
         let entry = Arc::new(Entry {
             key: key.clone(),
