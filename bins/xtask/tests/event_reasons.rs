@@ -42,19 +42,22 @@ const NOT_REASONS: [&str; 17] = [
     "WaitingForApprovals",
 ];
 
-fn sources(directory: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+fn sources(directory: &Path, into: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() {
             if name != "tests" {
-                sources(&path, into);
+                sources(&path, into)?;
             }
-        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") && !["model.rs", "testing.rs"].contains(&&*name)
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !name.ends_with("tests.rs")
+            && !["model.rs", "testing.rs"].contains(&&*name)
         {
             into.push(path);
         }
     }
+    Ok(())
 }
 
 /// `TwoHumps`, and no more than letters and digits.
@@ -66,26 +69,26 @@ fn has_humps(word: &str) -> bool {
         && word.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-fn words() -> BTreeSet<String> {
+fn words() -> anyhow::Result<BTreeSet<String>> {
     let mut files = Vec::new();
     for room in ROOMS {
-        sources(&paths::root().join(room), &mut files);
+        sources(&paths::root().join(room), &mut files)?;
     }
     let mut found = BTreeSet::new();
     for file in files {
-        let text = fs::read_to_string(&file).unwrap();
+        let text = fs::read_to_string(&file)?;
         let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
             found.extend(line.split('"').skip(1).step_by(2).filter(|word| has_humps(word)).map(str::to_owned));
         }
     }
-    found
+    Ok(found)
 }
 
 #[test]
-fn every_reason_is_in_the_reference() {
-    let page = fs::read_to_string(paths::root().join("docs/audit-events.md")).unwrap();
-    let mut words = words();
+fn every_reason_is_in_the_reference() -> anyhow::Result<()> {
+    let page = fs::read_to_string(paths::root().join("docs/audit-events.md"))?;
+    let mut words = words()?;
     // The search finds what is known to be there.
     for known in ["WindowOpened", "CredentialRotated", "CredentialRefused", "GrantActivated"] {
         assert!(words.contains(known), "{known} is not found in the code");
@@ -96,4 +99,5 @@ fn every_reason_is_in_the_reference() {
     words.extend(EventReason::ALL.iter().map(|reason| reason.as_str().to_owned()));
     let missing: Vec<_> = words.iter().filter(|word| !page.contains(&format!("`{word}`"))).collect();
     assert!(missing.is_empty(), "not in docs/audit-events.md: {missing:?}");
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Every token accounted for, on a real API server: 10,000 tokens to 50 pods over 20 bindings, the API server standing still for
 //! a while, the daemon killed twice. What pods were given is in the journal, and the Events say what the journal holds.
+#![expect(clippy::print_stdout, reason = "what it took and how it looks is worth reading")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
