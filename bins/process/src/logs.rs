@@ -1,6 +1,9 @@
 //! The log on standard error: text for people, JSON for machines. How much it says can be changed while the daemon runs.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    cmp::Ordering,
+    io::{self, IsTerminal as _},
+};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -115,13 +118,11 @@ impl Levels {
     fn directives(&self) -> String {
         let args = &self.args;
         let LogArgs { log_format, .. } = *args;
-        let log_level = if self.now == self.configured {
-            args.log_level.clone()
-        } else if self.now < self.configured {
+        let log_level = match self.now.cmp(&self.configured) {
+            Ordering::Equal => args.log_level.clone(),
             // Less means less, of the modules that are named as well.
-            self.now.to_string()
-        } else {
-            format!("{},{}", args.log_level, self.now)
+            Ordering::Less => self.now.to_string(),
+            Ordering::Greater => format!("{},{}", args.log_level, self.now),
         };
         LogArgs { log_format, log_level }.directives()
     }
