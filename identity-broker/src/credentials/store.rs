@@ -9,7 +9,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -140,13 +140,9 @@ struct Shared {
     fresh: AtomicU64,
     /// When it was wanted last, milliseconds.
     wanted: AtomicU64,
-    /// The generation of the identity that has it no longer, 0 while it has it.
-    superseded: AtomicI64,
 }
 
 struct Slot {
-    /// Of the identity as it was when the task began.
-    generation: i64,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
 }
@@ -154,17 +150,8 @@ struct Slot {
 type Answer = Result<Arc<Loaded>, TokenError>;
 
 enum Command {
-    Want {
-        identity: Arc<Identity>,
-        refused: Option<Version>,
-        reply: oneshot::Sender<Answer>,
-    },
-    Worked {
-        version: Version,
-        resource: Box<str>,
-    },
-    /// The identity has another credential now.
-    Superseded,
+    Want { identity: Arc<Identity>, refused: Option<Version>, reply: oneshot::Sender<Answer> },
+    Worked { version: Version, resource: Box<str> },
 }
 
 impl Credentials {
@@ -242,8 +229,7 @@ impl Credentials {
     fn slot(&self, identity: &Arc<Identity>) -> Arc<Slot> {
         let place = Place::of(identity);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = identity.object.generation;
-        if let Some(slot) = slots.get(&place).filter(|slot| !slot.commands.is_closed() && !slot.is_former(generation)) {
+        if let Some(slot) = slots.get(&place).filter(|slot| !slot.commands.is_closed()) {
             return Arc::clone(slot);
         }
         slots.retain(|_, slot| !slot.commands.is_closed());
@@ -255,28 +241,15 @@ impl Credentials {
             let least = least.0.clone();
             slots.remove(&least);
         }
-        // Pods whose assignment has yet to follow may want an older generation after a newer one.
-        let mut by = 0;
-        for (other, slot) in slots.iter().filter(|(other, _)| **other != place && other.has_name_of(&identity.object)) {
-            let same_object = other.object.2 == place.object.2;
-            if same_object && slot.generation > generation {
-                by = by.max(slot.generation);
-            } else if !same_object || slot.generation < generation {
-                slot.shared.superseded.store(generation, Ordering::Relaxed);
-                // When it is told too much, it ends when it is idle.
-                let _ = slot.commands.try_send(Command::Superseded);
-            }
-        }
         let shared = Arc::new(Shared {
             current: ArcSwapOption::empty(),
             fresh: AtomicU64::new(0),
             wanted: AtomicU64::new(milliseconds(self.context.base.elapsed())),
-            superseded: AtomicI64::new(by),
         });
         let (commands, queue) = mpsc::channel(QUEUE);
         let task = Task::new(Arc::clone(&self.context), Arc::clone(identity), Arc::clone(&shared));
         tokio::spawn(task.run(queue));
-        let slot = Arc::new(Slot { generation, shared, commands });
+        let slot = Arc::new(Slot { shared, commands });
         slots.insert(place, Arc::clone(&slot));
         slot
     }
@@ -289,12 +262,6 @@ impl fmt::Debug for Credentials {
 }
 
 impl Slot {
-    /// Whether it was ended for another credential, and `generation` of the identity has come back to it since.
-    fn is_former(&self, generation: i64) -> bool {
-        let by = self.shared.superseded.load(Ordering::Relaxed);
-        by != 0 && generation > by
-    }
-
     /// What is in use, when nobody has to be asked.
     fn ready(&self, refused: Option<Version>, now: Duration) -> Option<Arc<Loaded>> {
         let now = milliseconds(now);

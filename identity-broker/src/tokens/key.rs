@@ -23,6 +23,7 @@ struct Inner {
     resource: Box<str>,
     hash: u64,
     group: u64,
+    source: u64,
 }
 
 /// Hashes of a key: of itself, and of its identity's object alone.
@@ -67,6 +68,7 @@ impl Key {
             resource: resource.into(),
             hash: hashes.key,
             group: hashes.group,
+            source: source(identity),
         }))
     }
 
@@ -95,6 +97,11 @@ impl Key {
     /// Of the identity's object.
     pub(super) fn group(&self) -> u64 {
         self.0.group
+    }
+
+    /// Of everything that goes upstream but the audience: an object that is changed has another one from then on.
+    pub(super) fn source(&self) -> u64 {
+        self.0.source
     }
 
     pub(super) fn is(&self, identity: &Arc<Identity>, resource: &str) -> bool {
@@ -129,6 +136,13 @@ fn pod(identity: &Identity) -> Option<&str> {
         CredentialSource::Federated(federation) => federation.pod.as_ref().map(|pod| &*pod.uid),
         CredentialSource::None | CredentialSource::Secret(_) | CredentialSource::KeyVault(_) => None,
     }
+}
+
+fn source(identity: &Identity) -> u64 {
+    let Identity { object, kind, client_id, resource_id, tenant_id, authority, credential, .. } = identity;
+    let object = (&object.uid, &object.namespace, &object.name);
+    let what = format!("{:?}", (object, kind, client_id, resource_id, tenant_id, authority, credential));
+    crate::digest::first64(what.as_bytes())
 }
 
 /// Whether two identities get the same tokens: everything that goes upstream, nothing that only decides.

@@ -132,7 +132,7 @@ impl<B: Backend, C: Clock> Manager<B, C> {
     /// ([`Backend::notices`]) need not be told.
     pub async fn credential_changed(&self, identity: &ObjectRef, version: u64) {
         let group = self.handle.core.shelf.group(identity);
-        self.tell(Input::CredentialChanged { group, version }).await;
+        self.tell(Input::CredentialChanged { group, source: None, version }).await;
     }
 
     /// A pod of this node has got `identity`: tokens for the audiences that it was asked for lately are got before the pod
@@ -348,7 +348,8 @@ impl<B: Backend, C: Clock> Driver<B, C> {
         // A token is only got with the newest credential known.
         let version = self.core.backend.credential_version(key.identity());
         if version != 0 {
-            self.handle(Input::CredentialChanged { group: key.group(), version });
+            let (group, source) = (key.group(), Some(key.source()));
+            self.handle(Input::CredentialChanged { group, source, version });
         }
         self.handle(Input::Fetched { key, result });
     }
@@ -357,7 +358,7 @@ impl<B: Backend, C: Clock> Driver<B, C> {
     fn notice(&mut self, notice: Notice) {
         if let Notice::Rotated { identity, version, .. } = &notice {
             let group = self.core.shelf.group(identity);
-            self.handle(Input::CredentialChanged { group, version: *version });
+            self.handle(Input::CredentialChanged { group, source: None, version: *version });
         }
         let _ = self.core.notices.send(notice);
     }

@@ -34,8 +34,8 @@ fn wall(base: Instant) -> Timestamp {
 }
 
 impl Backend for Arc<Fake> {
-    fn credential_version(&self, _: &Identity) -> u64 {
-        self.version.load(Ordering::SeqCst)
+    fn credential_version(&self, identity: &Identity) -> u64 {
+        self.version.load(Ordering::SeqCst) + u64::from(identity.client_id.as_deref() == Some("other"))
     }
 
     async fn fetch(&self, identity: &Arc<Identity>, resource: &str, _: Freshness) -> Result<Token, TokenError> {
@@ -53,7 +53,7 @@ impl Backend for Arc<Fake> {
             client_id: identity.client_id.as_deref(),
             expires_on: now + SignedDuration::from_secs(life),
             now,
-            credential: self.version.load(Ordering::SeqCst),
+            credential: self.credential_version(identity),
             request_id: None,
         });
         Ok(token.with_refresh_in(*self.refresh_in.lock().unwrap()))
@@ -506,4 +506,19 @@ async fn what_an_identity_was_asked_for_is_there_before_the_next_pod_asks() {
     bench.manager.identity_assigned(&a).await;
     pass(1).await;
     assert_eq!(bench.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_changed_has_tokens_with_another_credential_and_both_are_left_alone() {
+    let bench = bench(ManagerConfig::default());
+    bench.let_through(10);
+    let mut changed = Identity::clone(&identity("a"));
+    changed.client_id = Some("other".into());
+    let changed = Arc::new(changed);
+    for resource in ["r", "s"] {
+        bench.get("a", resource).await.unwrap();
+        bench.manager.get(&changed, resource, Freshness::Any).await.unwrap();
+    }
+    pass(600).await;
+    assert_eq!(bench.calls(), 4);
 }

@@ -12,7 +12,7 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-use super::{Answer, Command, Context, Shared, milliseconds};
+use super::{Answer, Command, Context, Place, Shared, milliseconds};
 use crate::{
     credentials::{
         notice::Notice,
@@ -42,6 +42,8 @@ pub(super) struct Task {
     timer: Option<Duration>,
     /// The identity was seen where objects are looked up.
     seen: bool,
+    /// It has another credential there, or is gone: nothing is said of this one, and it ends soon.
+    former: bool,
 }
 
 /// Work on another task; given up when it is dropped.
@@ -68,8 +70,7 @@ impl<T> Drop for Working<T> {
 
 impl Task {
     pub(super) fn new(context: Arc<Context>, identity: Arc<Identity>, shared: Arc<Shared>) -> Self {
-        let former = shared.superseded.load(Ordering::Relaxed) != 0;
-        let follow = if former { None } else { following(&context, &identity) };
+        let follow = following(&context, &identity);
         let freshness = match identity.credential {
             CredentialSource::KeyVault(_) => Freshness::Polled(context.rotation.vault_poll),
             _ if follow.is_some() => Freshness::Followed,
@@ -89,13 +90,14 @@ impl Task {
             resource: None,
             timer: None,
             seen: false,
+            former: false,
         }
     }
 
     /// Until nobody wants it any more.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
-            let look = self.now().mono + if self.is_former() { PARTING } else { LOOK };
+            let look = self.now().mono + if self.former { PARTING } else { LOOK };
             let wake = self.context.base + self.timer.map_or(look, |at| at.min(look));
             let sleep = pin!(tokio::time::sleep_until(wake));
             tokio::select! {
@@ -134,27 +136,31 @@ impl Task {
         Now { wall: self.context.clock.now(), mono: self.context.base.elapsed() }
     }
 
-    /// Whether the identity has it no longer: then nothing is said of it, and it ends soon.
-    fn is_former(&self) -> bool {
-        self.shared.superseded.load(Ordering::Relaxed) != 0
-    }
-
-    /// Looks whether there still is such an identity.
-    fn look(&mut self) {
+    /// Looks whether the identity has this credential still. Its pods' assignments may be ahead of that, or behind.
+    /// Says whether it has it again.
+    fn look(&mut self) -> bool {
         let object = &self.identity.object;
-        let Some(identities) = &self.context.reader.sources().identities else { return };
-        let there = identities.get(&object.namespace, &object.name).is_some_and(|found| found.object.uid == object.uid);
-        if there {
-            self.seen = true;
-        } else if self.seen && !self.is_former() {
-            self.shared.superseded.store(object.generation.max(1), Ordering::Relaxed);
-            self.follow = None;
+        let Some(identities) = &self.context.reader.sources().identities else { return false };
+        let found = identities.get(&object.namespace, &object.name);
+        self.seen |= found.is_some();
+        let gone = found.is_none();
+        let former = found.map_or(self.seen, |found| Place::of(&found) != Place::of(&self.identity));
+        if former == std::mem::replace(&mut self.former, former) {
+            return false;
         }
+        // A new version of what is used no longer is nobody's business.
+        self.follow = if former { None } else { following(&self.context, &self.identity) };
+        let expires = self.shared.current.load().as_ref().and_then(|loaded| loaded.expires).filter(|_| !gone);
+        if gone || !former {
+            // What the identity has instead tells its own.
+            self.context.metrics.credential_expiry(&self.identity.object, expires);
+        }
+        !former
     }
 
     fn is_idle(&self) -> bool {
         let wanted = Duration::from_millis(self.shared.wanted.load(Ordering::Relaxed));
-        let idle = if self.is_former() { PARTING } else { self.context.rotation.idle };
+        let idle = if self.former { PARTING } else { self.context.rotation.idle };
         self.waiters.is_empty() && wanted + idle <= self.now().mono
     }
 
@@ -169,10 +175,6 @@ impl Task {
             Command::Worked { version, resource } => {
                 self.resource = Some(resource);
                 self.handle(Input::Worked { version });
-            }
-            Command::Superseded => {
-                // A new version of what is used no longer is nobody's business.
-                self.follow = None;
             }
         }
     }
@@ -189,10 +191,7 @@ impl Task {
         }
         self.handle(Input::Read(read.reading));
         // Whoever could not follow it before may be able to now.
-        if self.follow.is_none()
-            && !self.is_former()
-            && !matches!(self.identity.credential, CredentialSource::KeyVault(_))
-        {
+        if self.follow.is_none() && !self.former && !matches!(self.identity.credential, CredentialSource::KeyVault(_)) {
             self.follow = following(&self.context, &self.identity);
             if self.follow.is_some() {
                 self.handle(Input::Freshness(Freshness::Followed));
@@ -201,10 +200,14 @@ impl Task {
     }
 
     fn handle(&mut self, input: Input) {
-        self.look();
+        let again = self.look();
         let now = self.now();
         self.machine.wanted_at(Duration::from_millis(self.shared.wanted.load(Ordering::Relaxed)));
         let mut effects = Vec::new();
+        if again {
+            // What has changed meanwhile was not followed.
+            self.machine.handle(now, Input::Changed, &mut effects);
+        }
         self.machine.handle(now, input, &mut effects);
         for effect in effects {
             self.perform(effect);
@@ -231,12 +234,12 @@ impl Task {
     fn perform(&mut self, effect: Effect) {
         match effect {
             // Nobody waits for what is gone: it is neither read nor tried on its own.
-            Effect::Read if self.is_former() && self.waiters.is_empty() => {
+            Effect::Read if self.former && self.waiters.is_empty() => {
                 let message = "its identity has it no longer".to_owned();
                 let error = TokenError::Unavailable { message, retry_after: PARTING };
                 self.reading = Some(Working::on(async { Reading::Unclear(error).into() }));
             }
-            Effect::Try { version } if self.is_former() && self.waiters.is_empty() => {
+            Effect::Try { version } if self.former && self.waiters.is_empty() => {
                 self.trying = Some((version, Working::on(async { Outcome::Unclear })));
             }
             Effect::Read => {
@@ -259,7 +262,7 @@ impl Task {
     }
 
     fn say(&self, saying: Saying) {
-        if self.is_former() {
+        if self.former {
             return;
         }
         let identity = self.identity.object.clone();
@@ -299,7 +302,7 @@ impl Task {
         let shown = self.shared.current.load();
         if shown.as_ref().map(|shown| shown.version) != current {
             let expires = loaded.as_ref().and_then(|loaded| loaded.expires);
-            if !self.is_former() {
+            if !self.former {
                 self.context.metrics.credential_expiry(&self.identity.object, expires);
             }
             drop(shown);
@@ -311,7 +314,7 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        if !self.is_former() {
+        if !self.former {
             self.context.metrics.credential_expiry(&self.identity.object, None);
         }
     }

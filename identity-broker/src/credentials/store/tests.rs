@@ -418,37 +418,35 @@ async fn what_nobody_wants_ends_and_begins_again() {
 
 #[tokio::test(start_paused = true)]
 async fn what_an_identity_has_no_longer_is_kept_for_a_minute_and_not_spoken_of() {
-    let mut bench = bench(true);
+    let objects = Arc::new(Objects::default());
+    let is = |identity: &Arc<Identity>| *objects.0.lock().unwrap() = Some(Arc::clone(identity));
+    let mut bench = bench_with(true, Some(Arc::clone(&objects)));
+    let mut other = testing::identity(IdentityType::ServicePrincipal);
+    other.tenant_id = Some("other".into());
+    // Generations are in no order with manifests.
+    other.object.generation -= 1;
+    let other = Arc::new(other);
+    let slot = |bench: &Bench, identity| Arc::clone(&bench.credentials.slots.lock().unwrap()[&Place::of(identity)]);
+    let mut now: [&Arc<Identity>; 2] = [&principal(), &other];
+    is(now[0]);
     assert_eq!(bench.use_it().await, "first");
-    let of = |generation, tenant: &str| {
-        let mut identity = testing::identity(IdentityType::ServicePrincipal);
-        identity.object.generation = generation;
-        identity.tenant_id = Some(tenant.into());
-        Arc::new(identity)
-    };
-    let former = Arc::clone(&bench.credentials.slots.lock().unwrap()[&Place::of(&principal())]);
-    let generation = principal().object.generation;
-    bench.credentials.get(&of(generation + 1, "other"), None).await.unwrap();
-    // A pod whose assignment has yet to follow is served, and ends nothing.
-    assert_eq!(bench.get(None).await.unwrap(), "first");
-    let other = Arc::clone(&bench.credentials.slots.lock().unwrap()[&Place::of(&of(generation + 1, "other"))]);
-    // Only the one in use tells of a new version.
-    bench.credentials.worked(&of(generation + 1, "other"), 0, "https://vault.azure.net");
-    bench.entra.known.lock().unwrap().insert("second");
-    bench.source.say(Some(Ok(&[("clientSecret", b"second")])));
-    tokio::time::sleep(2 * MINUTE).await;
-    assert!(former.commands.is_closed() && !other.commands.is_closed());
-    assert_eq!(bench.told().len(), 1, "one credential, one notice");
-    // Back again: it begins anew, and is spoken of.
-    let mut back = testing::identity(IdentityType::ServicePrincipal);
-    back.object.generation = generation + 2;
-    bench.credentials.get(&Arc::new(back), None).await.unwrap();
-    tokio::time::sleep(2 * MINUTE).await;
-    assert!(other.commands.is_closed());
-    bench.entra.known.lock().unwrap().insert("third");
-    bench.source.say(Some(Ok(&[("clientSecret", b"third")])));
-    tokio::time::sleep(2 * MINUTE).await;
-    assert_eq!(bench.told().len(), 1, "of the one that came back");
+    for (known, value) in [("second", b"second" as &[u8]), ("third", b"third")] {
+        let [former, present] = now;
+        let ends = slot(&bench, former);
+        // The assignment is there before the object is seen, or after it.
+        bench.credentials.get(present, None).await.unwrap();
+        is(present);
+        bench.credentials.get(former, None).await.unwrap();
+        let stays = slot(&bench, present);
+        bench.credentials.worked(present, stays.shared.current.load_full().unwrap().version, "https://vault.azure.net");
+        // Only the one in use tells of a new version, and keeps to it.
+        bench.entra.known.lock().unwrap().insert(known);
+        bench.source.say(Some(Ok(&[("clientSecret", value)])));
+        tokio::time::sleep(2 * MINUTE).await;
+        assert_eq!(bench.told().len(), 1, "one credential, one notice");
+        assert!(ends.commands.is_closed() && !stays.commands.is_closed());
+        now.swap(0, 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -68,8 +68,9 @@ pub(super) enum Input {
     Fetched { key: Key, result: Option<Result<Arc<Token>, TokenError>> },
     /// The time of the last [`Effect::SetTimer`] has come; or any other time.
     Timer,
-    /// The credential of an identity (by its group) has another version now.
-    CredentialChanged { group: u64, version: u64 },
+    /// The credential of an identity (by its group) has another version now; with a source, only as the identity is or was
+    /// with that.
+    CredentialChanged { group: u64, source: Option<u64>, version: u64 },
     /// A pod of this node has got an identity (of this group).
     Assigned { group: u64, identity: Arc<Identity> },
     /// An identity is gone.
@@ -115,7 +116,7 @@ pub(super) struct Machine {
     ids: HashMap<Key, u64>,
     waiters: HashMap<Waiter, u64>,
     wakes: BTreeSet<(Duration, u64)>,
-    /// Versions of credentials, where known.
+    /// Versions of credentials by source, where known.
     versions: HashMap<u64, u64>,
     history: History,
     next: u64,
@@ -159,7 +160,7 @@ impl Machine {
                     self.history.note(&self.config, &key);
                 }
                 if let Some(id) = self.ids.get(&key).copied() {
-                    let version = self.versions.get(&key.group()).copied();
+                    let version = self.versions.get(&key.source()).copied();
                     self.change(id, now, out, |entry, config, chance, out| {
                         entry.landed(config, chance, now, result, version, out);
                     });
@@ -172,10 +173,13 @@ impl Machine {
                     self.change(id, now, out, |entry, config, _, out| entry.due(config, now, out));
                 }
             }
-            Input::CredentialChanged { group, version } => {
-                if self.versions.insert(group, version) != Some(version) {
+            Input::CredentialChanged { group, source, version } => {
+                for source in source.map_or_else(|| self.sources(group), |source| BTreeSet::from([source])) {
+                    if self.versions.insert(source, version) == Some(version) {
+                        continue;
+                    }
                     self.each(
-                        |entry| entry.key.group() == group,
+                        |entry| entry.key.source() == source,
                         now,
                         out,
                         |entry, config, chance, _| {
@@ -187,7 +191,9 @@ impl Machine {
             }
             Input::Assigned { group, identity } => self.assigned(now, group, &identity, out),
             Input::IdentityGone { group } => {
-                self.versions.remove(&group);
+                for source in self.sources(group) {
+                    self.versions.remove(&source);
+                }
                 self.each(|entry| entry.key.group() == group, now, out, |entry, _, _, out| entry.void(out));
             }
             Input::PodGone { pod } => {

@@ -315,7 +315,7 @@ impl World {
                 (model.failures, model.refusals, model.last) = (0, 0, None);
             }
         }
-        self.handle(Input::CredentialChanged { group: key(identity * RESOURCES).group(), version });
+        self.handle(Input::CredentialChanged { group: key(identity * RESOURCES).group(), source: None, version });
     }
 
     pub(super) fn identity_gone(&mut self, identity: usize) {

@@ -50,10 +50,17 @@ impl Machine {
     }
 
     /// Versions of identities that no key is of are worth little.
+    /// The sources that keys of a group have.
+    pub(super) fn sources(&self, group: u64) -> std::collections::BTreeSet<u64> {
+        let keys = self.entries.values().map(|entry| &entry.key);
+        keys.filter(|key| key.group() == group).map(Key::source).collect()
+    }
+
     pub(super) fn forget_versions(&mut self) {
         if self.versions.len() > self.config.capacity {
-            let groups: std::collections::HashSet<u64> = self.entries.values().map(|entry| entry.key.group()).collect();
-            self.versions.retain(|group, _| groups.contains(group));
+            let sources: std::collections::HashSet<u64> =
+                self.entries.values().map(|entry| entry.key.source()).collect();
+            self.versions.retain(|source, _| sources.contains(source));
         }
     }
 }
