@@ -71,6 +71,7 @@ fn event(notice: &Notice) -> assign::Notice {
         target: StatusTarget::Identity(identity.key()),
         uid: (!identity.uid.is_empty()).then(|| identity.uid.to_string()),
         warning: notice.is_warning(),
+        grant: None,
         reason: notice.reason().to_owned(),
         message: notice.message(),
     }

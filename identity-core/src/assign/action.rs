@@ -212,10 +212,21 @@ pub struct Notice {
     pub uid: Option<String>,
     /// `Warning` rather than `Normal`.
     pub warning: bool,
+    /// The grant that it is because of: Events of two grants are two, where others with one reason are counted as one.
+    pub grant: Option<GrantReference>,
     /// One word in CamelCase.
     pub reason: String,
     /// For a person.
     pub message: String,
+}
+
+/// An `AzureIdentityGrant`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantReference {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// `metadata.uid`.
+    pub uid: Option<String>,
 }
 
 /// What came of an [`Action`].

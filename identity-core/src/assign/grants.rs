@@ -11,7 +11,7 @@ use identity_crd::{AssignedGrant, AzureIdentityGrant, AzureIdentityGrantStatus, 
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Action, Index, Notice, Outcome, Pair, Precondition, StatusTarget,
+    Action, GrantReference, Index, Notice, Outcome, Pair, Precondition, StatusTarget,
     join::{gone, key_of},
     observed::older,
 };
@@ -365,6 +365,7 @@ impl Index {
             target: StatusTarget::Binding(binding.clone()),
             uid: there.or(persisted),
             warning: matches!(reason, "GrantRefused" | "GrantDenied" | "GrantRevoked"),
+            grant: Some(GrantReference { key: key.clone(), uid: grant.metadata.uid.clone() }),
             reason: reason.to_owned(),
             message: format!("AzureIdentityGrant {}: {message}", key.name),
         }

@@ -27,8 +27,8 @@ mod plan;
 mod status;
 
 pub use action::{
-    Action, Apply, CredentialVerdict, Delete, Event, Notice, Options, Outcome, Precondition, Relist, StatusPlan,
-    StatusTarget, StatusUpdate,
+    Action, Apply, CredentialVerdict, Delete, Event, GrantReference, Notice, Options, Outcome, Precondition, Relist,
+    StatusPlan, StatusTarget, StatusUpdate,
 };
 pub use grants::{GrantUpdate, ProofAnswer};
 pub use object::node_label;

@@ -144,6 +144,7 @@ impl Index {
                         target: target.clone(),
                         uid: judgement.uid.clone(),
                         warning: true,
+                        grant: None,
                         reason: reason.clone(),
                         message: message.clone(),
                     }));
@@ -337,6 +338,7 @@ fn moved(target: &StatusTarget, judgement: &Judgement, open: bool) -> Notice {
         target: target.clone(),
         uid: judgement.uid.clone(),
         warning: false,
+        grant: None,
         reason: if open { "WindowOpened" } else { "WindowClosed" }.to_owned(),
         message: format!("{said}: {why}{}", residual.unwrap_or_default()),
     }
@@ -353,6 +355,7 @@ fn restored(target: &StatusTarget, judgement: &Judgement) -> Notice {
         target: target.clone(),
         uid: judgement.uid.clone(),
         warning: false,
+        grant: None,
         reason: CREDENTIAL_READY.to_owned(),
         message: text(|c| &c.message),
     }

@@ -81,14 +81,15 @@ impl World {
     pub(crate) fn settle(&mut self) {
         for round in 0.. {
             assert!(round < 50, "does not settle: {:#?}", self.flying);
-            for kind in 0..4 {
+            for kind in 0..5 {
                 while let Some(event) = self.queues[kind].pop_front() {
                     self.tell(event);
                 }
             }
             self.plan();
             if self.flying.is_empty() && self.queues.iter().all(VecDeque::is_empty) {
-                match self.index.next_due() {
+                self.check_stamps();
+                match [self.index.next_due(), self.index.next_transition()].into_iter().flatten().min() {
                     Some(due) => {
                         self.now = self.now.max(due);
                         continue;
@@ -112,7 +113,7 @@ impl World {
             assert!(self.assigned.contains_key(key), "{key} is missing");
         }
         let writes = self.writes;
-        for kind in 0..4 {
+        for kind in 0..5 {
             self.relist(kind);
         }
         self.now += SignedDuration::from_hours(1);

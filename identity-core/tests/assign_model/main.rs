@@ -13,6 +13,7 @@
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
+mod grants;
 mod op;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,10 +21,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use common::{binding, key, managed_identity, pod};
 use identity_core::{
     assign::{Action, Event, Index, MANAGED_BY_LABEL, Options, Outcome, Relist},
+    grant::Proof,
     object::ObjectKey,
     pod::Pod,
 };
-use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding};
+use identity_crd::{AzureAssignedIdentity, AzureIdentity, AzureIdentityBinding, AzureIdentityGrant};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use op::op;
@@ -39,7 +41,10 @@ struct World {
     identities: BTreeMap<ObjectKey, AzureIdentity>,
     bindings: BTreeMap<ObjectKey, AzureIdentityBinding>,
     assigned: BTreeMap<ObjectKey, AzureAssignedIdentity>,
-    queues: [VecDeque<Event>; 4],
+    grants: BTreeMap<ObjectKey, AzureIdentityGrant>,
+    /// UID, name and deadline of each that ever was active.
+    activated: BTreeSet<(String, ObjectKey, String)>,
+    queues: [VecDeque<Event>; 5],
     told_pods: BTreeMap<ObjectKey, Pod>,
     told_identities: BTreeMap<ObjectKey, AzureIdentity>,
     told_bindings: BTreeMap<ObjectKey, AzureIdentityBinding>,
@@ -73,7 +78,13 @@ impl World {
     fn new(options: Options) -> Self {
         let mut index = Index::new(options.clone());
         assert!(index.plan(Timestamp::UNIX_EPOCH).is_empty());
-        for list in [vec_of_pods(), Relist::Identities(vec![]), Relist::Bindings(vec![]), Relist::Assigned(vec![])] {
+        for list in [
+            vec_of_pods(),
+            Relist::Identities(vec![]),
+            Relist::Bindings(vec![]),
+            Relist::Assigned(vec![]),
+            Relist::Grants(vec![]),
+        ] {
             index.apply(Event::Relist(list));
         }
         Self {
@@ -85,6 +96,8 @@ impl World {
             identities: BTreeMap::new(),
             bindings: BTreeMap::new(),
             assigned: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            activated: BTreeSet::new(),
             queues: Default::default(),
             told_pods: BTreeMap::new(),
             told_identities: BTreeMap::new(),
@@ -197,6 +210,7 @@ impl World {
                 self.told_bindings = self.bindings.clone();
                 Relist::Bindings(self.bindings.values().cloned().collect())
             }
+            4 => self.list_grants(),
             _ => {
                 self.refused.clear();
                 self.news.extend(self.flying.iter().map(target));
@@ -209,6 +223,9 @@ impl World {
     fn plan(&mut self) {
         let actions = self.index.plan(self.now);
         for action in actions {
+            if matches!(action, Action::Event(_)) {
+                continue;
+            }
             let key = target(&action);
             assert!(self.flying.iter().all(|a| target(a) != key), "{key} is under way twice");
             let retry_at = self.failed.remove(&key).unwrap_or(self.now);
@@ -223,6 +240,7 @@ impl World {
             self.news.remove(&key);
             self.flying.push(action);
         }
+        self.check_stamps_are_persisted();
     }
 
     /// What the server makes of an action, and what is heard of that.
@@ -277,13 +295,16 @@ impl World {
                 }
                 Some(_) => Outcome::Conflict,
             },
-            other => panic!("{other:?} is no write of an assignment"),
+            Action::Grant(update) => self.write_grant(update),
+            other => panic!("{other:?} is no write"),
         };
         if fate == 1 {
             self.disturbed.insert(key);
             return self.index.done(action, failed);
         }
-        if matches!(outcome, Outcome::Conflict) && !self.news.contains(&key) {
+        if matches!((action, &outcome), (Action::Apply(_) | Action::Delete(_), Outcome::Conflict))
+            && !self.news.contains(&key)
+        {
             self.refused.insert(key, self.now);
         }
         self.index.done(action, outcome);
@@ -298,6 +319,8 @@ fn target(action: &Action) -> ObjectKey {
     match action {
         Action::Apply(apply) => assigned_key(&apply.object),
         Action::Delete(delete) => delete.key.clone(),
+        // Of another grant under that name it is another write.
+        Action::Grant(update) => key(&update.key.namespace, &update.precondition.uid),
         other => panic!("{other:?}"),
     }
 }
@@ -306,6 +329,7 @@ fn options() -> impl Strategy<Value = Options> {
     (any::<bool>(), any::<bool>()).prop_map(|(cluster_wide, collector)| Options {
         cluster_wide,
         orphan_grace: SignedDuration::from_secs(if collector { 60 } else { 0 }),
+        proof: Some(Proof::Waived),
         ..Options::default()
     })
 }

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use crate::{
     World,
     common::{binding, key, labels, managed_identity, match_labels, pod, service_principal},
+    grants::policy,
     target,
 };
 
@@ -43,6 +44,9 @@ pub(crate) enum Op {
     Execute { which: u8, fate: u8 },
     Forget,
     Advance(u8),
+    Ask { i: u8, binding: u8, pod: Option<u8>, minutes: u8 },
+    Revoke(u8),
+    DeleteGrant(u8),
     Judge { i: u8, generation: i64, ready: Option<bool> },
 }
 
@@ -68,12 +72,16 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => i().prop_map(Op::DeleteBinding),
         2 => (i(), 0..6u8).prop_map(|(which, how)| Op::Interfere { which, how }),
         1 => Just(Op::CollectGarbage),
-        12 => (0..4u8, 1..6u8).prop_map(|(kind, count)| Op::Deliver { kind, count }),
-        2 => (0..4u8).prop_map(Op::Relist),
+        12 => (0..5u8, 1..6u8).prop_map(|(kind, count)| Op::Deliver { kind, count }),
+        2 => (0..5u8).prop_map(Op::Relist),
         8 => Just(Op::Plan),
         10 => (i(), 0..8u8).prop_map(|(which, fate)| Op::Execute { which, fate }),
         1 => Just(Op::Forget),
         2 => (0..90u8).prop_map(Op::Advance),
+        4 => (i(), i(), prop::option::weighted(0.3, i()), 1..12u8)
+            .prop_map(|(i, binding, pod, minutes)| Op::Ask { i, binding, pod, minutes }),
+        1 => i().prop_map(Op::Revoke),
+        1 => i().prop_map(Op::DeleteGrant),
         2 => (i(), 0..4i64, any::<Option<bool>>()).prop_map(|(i, generation, ready)| Op::Judge { i, generation, ready }),
     ]
 }
@@ -168,6 +176,8 @@ impl World {
                 let mut object = binding(&name.namespace, &name.name, &uid, &name_of(identity).name);
                 let spec = &mut object.spec;
                 spec.weight = Some(weight);
+                // Two of three take grants.
+                spec.time_box = (weight > 0).then(policy);
                 match form {
                     0 => {}
                     1 => spec.selector = Some("other".into()),
@@ -243,6 +253,13 @@ impl World {
                     expires: None,
                 })));
             }
+            Op::Ask { i, binding, pod, minutes } => {
+                let pod = pod.map(|pod| name_of(pod).name.to_string());
+                let (name, binding) = (name_of(i), name_of(binding));
+                self.ask(&key(&binding.namespace, &name.name), &binding, pod.as_deref(), minutes);
+            }
+            Op::Revoke(i) => self.revoke(&name_of(i)),
+            Op::DeleteGrant(i) => self.delete_grant(&name_of(i)),
             Op::Plan => self.plan(),
             Op::Execute { which, fate } => {
                 if !self.flying.is_empty() {

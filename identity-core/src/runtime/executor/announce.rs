@@ -118,6 +118,7 @@ mod tests {
             target: StatusTarget::Identity(ObjectKey::new("team", name)),
             uid: Some("u".into()),
             warning: true,
+            grant: None,
             reason: "CredentialRefused".into(),
             message: "m".into(),
         }

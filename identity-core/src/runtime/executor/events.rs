@@ -43,7 +43,14 @@ impl Recorder {
             reason: notice.reason.clone(),
             note: Some(note(&notice.message)),
             action: "Reconcile".to_owned(),
-            secondary: None,
+            secondary: notice.grant.as_ref().map(|grant| ObjectReference {
+                api_version: Some(format!("{}/{}", identity_crd::GROUP, identity_crd::GRANT_VERSION)),
+                kind: Some("AzureIdentityGrant".to_owned()),
+                namespace: Some(grant.key.namespace.to_string()),
+                name: Some(grant.key.name.to_string()),
+                uid: grant.uid.clone(),
+                ..ObjectReference::default()
+            }),
         };
         match tokio::time::timeout(limit, self.0.publish(&event, &reference)).await {
             Ok(Ok(())) => Ok(()),

@@ -65,6 +65,7 @@ fn notice() -> Action {
         target: StatusTarget::Binding(ObjectKey::new("team", "x")),
         uid: Some("uid-x".into()),
         warning: true,
+        grant: None,
         reason: "NotFound".into(),
         message: "no such identity".into(),
     })
