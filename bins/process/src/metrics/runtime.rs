@@ -47,11 +47,17 @@ use super::compat::Compat;
 const ASSIGNED: [f64; 10] = [0.005, 0.01, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
 const OUTCOMES: [&str; 5] = ["done", "conflict", "failed", "fenced", "dropped"];
 const NODE_WRITES: [&str; 1] = ["Event"];
-const CONTROLLER_WRITES: [&str; 4] =
-    ["AzureAssignedIdentity", "AzureIdentity/status", "AzureIdentityBinding/status", "Event"];
+const CONTROLLER_WRITES: [&str; 5] = [
+    "AzureAssignedIdentity",
+    "AzureIdentity/status",
+    "AzureIdentityBinding/status",
+    "AzureIdentityGrant/status",
+    "Event",
+];
 const NODE_KINDS: [&str; 6] =
     ["Pod", "AzureIdentity", "AzureIdentityBinding", "AzureAssignedIdentity", "AzurePodIdentityException", "Secret"];
-const CONTROLLER_KINDS: [&str; 5] = ["Pod", "AzureIdentity", "AzureIdentityBinding", "AzureAssignedIdentity", "Secret"];
+const CONTROLLER_KINDS: [&str; 6] =
+    ["Pod", "AzureIdentity", "AzureIdentityBinding", "AzureIdentityGrant", "AzureAssignedIdentity", "Secret"];
 
 /// Metrics of `identity_core::runtime`. Labels are kinds of objects, outcomes, and the identities there are: bounded.
 #[derive(Debug)]
