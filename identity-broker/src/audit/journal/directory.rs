@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::{
     chain::{Hash, Head, Line},
+    disk::JournalFile,
     encode::{FileRecord, TORN_KEPT},
 };
 
@@ -108,6 +109,13 @@ impl Directory {
 
     pub(super) fn create(&self, number: u64) -> io::Result<File> {
         OpenOptions::new().create_new(true).append(true).mode(0o600).open(self.path_of(number))
+    }
+
+    /// Whether file `number` is still the one that is open.
+    pub(super) fn has(&self, number: u64, open: &JournalFile) -> bool {
+        let there = fs::metadata(self.path_of(number)).map(|there| (there.dev(), there.ino()));
+        let open = open.metadata().map(|open| (open.dev(), open.ino()));
+        there.is_ok_and(|there| open.is_ok_and(|open| there == open))
     }
 
     pub(super) fn remove(&self, number: u64) -> io::Result<()> {

@@ -1,13 +1,13 @@
 //! The journal: files on the node, one JSON object in each line, each line bound to the one before by its hash.
 //!
 //! ```text
-//! record ─ body ─ queue ─┐                                     ┌─ chain ─ write(2) ─ all of them are answered
-//! record ─ body ─ queue ─┴─ writer thread takes all at once ───┤
-//!                                                              └─ every interval: fdatasync (a thread of its own)
+//! record ─ body ─ queue ─┬─ nobody writes: takes the turn ─┐
+//!                        ├─ somebody does: waits           ├─ all that waits ─ chain ─ write(2) ─ all are answered
+//!                        └─ more to it than a write: thread┘                    every interval: fdatasync (a thread)
 //! ```
 //!
-//! [`chain`], [`encode`] and [`verify`] are bytes in, bytes or findings out; files are the business of `directory` and
-//! `writer`, and no asynchronous thread touches them. The format is described in `docs/audit.md`.
+//! [`chain`], [`encode`] and [`verify`] are bytes in, bytes or findings out; files are the business of `directory`, `disk`
+//! and `writer`. Who writes, and when that is a thread of the runtime, is in `turns`. The format is described in `docs/audit.md`.
 //!
 //! ```
 //! # let directory = tempfile::tempdir().unwrap();
@@ -30,15 +30,19 @@
 
 pub mod chain;
 mod directory;
+mod disk;
 pub mod encode;
 mod key;
 mod queue;
 mod reader;
 mod shared;
 mod syncing;
+mod turns;
 pub mod verify;
 mod writer;
 
+#[cfg(test)]
+mod failure_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -46,7 +50,7 @@ mod verify_tests;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -62,6 +66,7 @@ use self::{
     queue::Queue,
     shared::{Closed, Counts, Held, Shared},
     syncing::Syncing,
+    turns::Engine,
     writer::Writer,
 };
 use super::{AuditError, AuditRecord, AuditSink};
@@ -92,6 +97,12 @@ pub struct JournalConfig {
     pub checkpoint_interval: Duration,
     /// After how many records there is one as well.
     pub checkpoint_records: u64,
+    /// Whether a request may write by itself when nobody else does, on a runtime of several threads. `write(2)` to a file
+    /// takes a microsecond and wakes nobody; should the disk hold it up, one thread of the runtime waits, and only one: see
+    /// `docs/audit.md`. Without, a thread of the journal writes all.
+    pub inline: bool,
+    #[cfg(test)]
+    pub(crate) faults: disk::faults::Faults,
 }
 
 impl JournalConfig {
@@ -109,6 +120,9 @@ impl JournalConfig {
             key: None,
             checkpoint_interval: Duration::from_mins(1),
             checkpoint_records: 10_000,
+            inline: true,
+            #[cfg(test)]
+            faults: disk::faults::Faults::default(),
         }
     }
 }
@@ -122,6 +136,8 @@ pub struct Stats {
     pub lost: u64,
     /// Writes.
     pub writes: u64,
+    /// Those of them that a request did by itself, without waking a thread.
+    pub led: u64,
     /// Bytes written.
     pub bytes: u64,
     /// Records that wait to be written.
@@ -139,9 +155,10 @@ pub struct Stats {
 }
 
 /// The journal of this process.
-#[derive(Debug)]
 pub struct Journal {
     shared: Arc<Shared>,
+    engine: Engine,
+    inline: bool,
     patience: Duration,
     directory: PathBuf,
 }
@@ -161,17 +178,24 @@ impl Journal {
             closed: watch::Sender::new(false),
         });
         let (patience, path, interval) = (config.patience, config.directory.clone(), config.sync_interval);
+        let (inline, checkpoints) = (config.inline, config.checkpoint_interval);
         let held = Arc::new(Held { directory, _closed: Closed(Arc::clone(&shared)) });
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
-        let writer = Writer::new(config, Box::new(clock), Arc::clone(&shared), Arc::clone(&held), recovered);
+        let mut writer = Writer::new(config, Box::new(clock), Arc::clone(&shared), Arc::clone(&held), recovered);
         if !interval.is_zero() {
             let shared = Arc::clone(&shared);
             let sync = move || Syncing::run(&shared, &held, interval);
             // It ends when the writer does.
             drop(thread("audit-sync").spawn(sync).map_err(JournalError::Thread)?);
         }
-        drop(thread("audit-journal").spawn(move || writer.run()).map_err(JournalError::Thread)?);
-        Ok(Self { shared, patience, directory: path })
+        writer.begin_journal();
+        let engine: Engine = Arc::new(Mutex::new(Some(writer)));
+        let run = {
+            let (shared, engine) = (Arc::clone(&shared), Arc::clone(&engine));
+            move || turns::run(&shared, &engine, checkpoints)
+        };
+        drop(thread("audit-journal").spawn(run).map_err(JournalError::Thread)?);
+        Ok(Self { shared, engine, inline, patience, directory: path })
     }
 
     /// Where it is.
@@ -187,6 +211,7 @@ impl Journal {
             records: read(&counts.records),
             lost: read(&counts.lost),
             writes: read(&counts.writes),
+            led: read(&counts.led),
             bytes: read(&counts.bytes),
             waiting: self.shared.queue.len() as u64,
             seq: read(&counts.seq),
@@ -218,10 +243,23 @@ impl Journal {
     }
 }
 
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
 impl AuditSink for Journal {
     fn record(&self, record: &AuditRecord<'_>) -> impl Future<Output = Result<(), AuditError>> + Send {
-        let pushed = self.shared.queue.push(&encode::token_body(record), self.patience);
-        async move { pushed?.await }
+        let may_lead = self.inline && turns::has_company() && !self.shared.syncing.is_busy();
+        let pushed = self.shared.queue.push(&encode::token_body(record), self.patience, may_lead);
+        let waiting = pushed.map(|(waiting, turn)| {
+            if let Some(taken) = turn {
+                turns::lead(&self.shared, &self.engine, taken);
+            }
+            waiting
+        });
+        async move { waiting?.await }
     }
 }
 

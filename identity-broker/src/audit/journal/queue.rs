@@ -1,5 +1,9 @@
-//! What waits to be written. Requests put bodies in, one thread takes them all at once: so many connections share one write,
-//! and are woken together.
+//! What waits to be written, and whose turn it is to write. Whoever takes, takes all at once: so many connections share one
+//! write, and are woken together.
+//!
+//! There is one turn. A request that puts its record in while nobody has it may take it (it leads); while somebody has it
+//! the others wait. Who gives it back looks, under the same lock, whether more has come: then it goes on, or the thread is
+//! woken. All of this is under one lock, so that no record can come between looking and leaving.
 
 use std::{
     pin::Pin,
@@ -51,15 +55,59 @@ impl Batch {
     }
 }
 
+/// What the thread does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Thread {
+    /// It will look by itself.
+    #[default]
+    Works,
+    /// It waits for something to write.
+    Idle,
+    /// It waits for its turn, whether there is something to write or not.
+    Wants,
+}
+
 #[derive(Debug, Default)]
 struct State {
     bodies: Vec<u8>,
     /// Where each body ends.
     ends: Vec<usize>,
     batch: Arc<Batch>,
-    /// The writer waits to be told.
-    idle: bool,
+    thread: Thread,
+    /// Somebody writes.
+    busy: bool,
+    /// What a leader could not write, or not all of it: the thread goes on with it before anything else.
+    returned: Option<Taken>,
+    /// Until then only the thread writes.
+    no_leader_until: Option<Instant>,
+    spare: Taken,
     closing: bool,
+}
+
+impl State {
+    const fn is_empty(&self) -> bool {
+        self.ends.is_empty() && self.returned.is_none()
+    }
+
+    fn swap(&mut self, taken: &mut Taken) {
+        taken.bodies.clear();
+        taken.ends.clear();
+        std::mem::swap(&mut taken.bodies, &mut self.bodies);
+        std::mem::swap(&mut taken.ends, &mut self.ends);
+        taken.batch = std::mem::take(&mut self.batch);
+        taken.closing = self.closing;
+    }
+
+    /// Gives the turn back; whether the thread is to be woken.
+    fn release(&mut self) -> bool {
+        self.busy = false;
+        (self.thread == Thread::Wants || self.closing || !self.is_empty()) && self.rouse()
+    }
+
+    /// Whether the thread has to be woken. It is, then.
+    fn rouse(&mut self) -> bool {
+        std::mem::take(&mut self.thread) != Thread::Works
+    }
 }
 
 /// The queue.
@@ -77,11 +125,19 @@ pub(super) struct Taken {
     pub(super) batch: Arc<Batch>,
     /// Nothing comes after it.
     pub(super) closing: bool,
+    /// The turn came with it.
+    turn: bool,
 }
 
 impl Queue {
-    /// Puts a record in; `patience` is how long its writing may take.
-    pub(super) fn push(&self, body: &[u8], patience: Duration) -> Result<Waiting, AuditError> {
+    /// Puts a record in; `patience` is how long its writing may take. With records to write when it is the caller's turn:
+    /// only one who `may_lead` is given it, and has to give it back by [`next`](Self::next) or [`hand_over`](Self::hand_over).
+    pub(super) fn push(
+        &self,
+        body: &[u8],
+        patience: Duration,
+        may_lead: bool,
+    ) -> Result<(Waiting, Option<Taken>), AuditError> {
         let mut state = lock(&self.state);
         if state.closing {
             return Err(AuditError("the journal is closed".to_owned()));
@@ -97,44 +153,118 @@ impl Queue {
         state.bodies.extend_from_slice(body);
         let end = state.bodies.len();
         state.ends.push(end);
-        let batch = Arc::clone(&state.batch);
-        let wake = std::mem::take(&mut state.idle);
+        let waiting = Waiting { batch: Arc::clone(&state.batch), index, patience, registered: None, guard: None };
+        if state.busy {
+            return Ok((waiting, None));
+        }
+        let leads =
+            may_lead && state.returned.is_none() && state.no_leader_until.is_none_or(|until| until <= Instant::now());
+        if leads {
+            state.busy = true;
+            let mut taken = std::mem::take(&mut state.spare);
+            state.swap(&mut taken);
+            return Ok((waiting, Some(taken)));
+        }
+        let wake = state.rouse();
         drop(state);
         if wake {
             self.ready.notify_one();
         }
-        Ok(Waiting { batch, index, patience, registered: None, guard: None })
+        Ok((waiting, None))
+    }
+
+    /// A leader has written `taken`. What has come in the meantime, or the turn is given back. With `rest` the thread alone
+    /// writes for so long; who is `tired` leaves what has come to it.
+    pub(super) fn next(&self, mut taken: Taken, tired: bool, rest: Option<Duration>) -> Option<Taken> {
+        let mut state = lock(&self.state);
+        if let Some(rest) = rest {
+            state.no_leader_until = Some(Instant::now() + rest);
+        }
+        if !tired && rest.is_none() && !state.ends.is_empty() {
+            state.swap(&mut taken);
+            return Some(taken);
+        }
+        taken.batch = Arc::default();
+        state.spare = taken;
+        let wake = state.release();
+        drop(state);
+        if wake {
+            self.ready.notify_one();
+        }
+        None
+    }
+
+    /// A leader cannot write this, or not all of it: the thread does, before anything else.
+    pub(super) fn hand_over(&self, taken: Taken) {
+        let mut state = lock(&self.state);
+        state.returned = Some(taken);
+        let wake = state.release();
+        drop(state);
+        if wake {
+            self.ready.notify_one();
+        }
     }
 
     /// How many records wait.
     pub(super) fn len(&self) -> usize {
-        lock(&self.state).ends.len()
+        let state = lock(&self.state);
+        state.ends.len() + state.returned.as_ref().map_or(0, |returned| returned.ends.len())
+    }
+
+    /// Nobody writes, and nothing waits.
+    #[cfg(test)]
+    pub(super) fn is_at_rest(&self) -> bool {
+        let state = lock(&self.state);
+        !state.busy && state.is_empty()
     }
 
     /// No more records come.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         state.closing = true;
-        state.idle = false;
+        state.thread = Thread::Works;
         drop(state);
         self.ready.notify_one();
     }
 
-    /// Takes what waits, or waits for it, at most `longest`. The buffers in `taken` are used again.
+    /// For the thread: gives its turn back, if it has it; then takes the turn and what waits, or waits for that, at most
+    /// `longest` (longer only while a leader has the turn). The buffers in `taken` are used again.
     pub(super) fn take(&self, taken: &mut Taken, longest: Duration) {
-        taken.bodies.clear();
-        taken.ends.clear();
         let mut state = lock(&self.state);
-        if state.ends.is_empty() && !state.closing {
-            state.idle = true;
-            let waited = self.ready.wait_timeout_while(state, longest, |state| state.ends.is_empty() && !state.closing);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            state.idle = false;
+        if taken.turn {
+            state.busy = false;
         }
-        std::mem::swap(&mut taken.bodies, &mut state.bodies);
-        std::mem::swap(&mut taken.ends, &mut state.ends);
-        taken.batch = std::mem::take(&mut state.batch);
-        taken.closing = state.closing;
+        let waits = |state: &mut State| {
+            let waits = state.busy || (state.is_empty() && !state.closing);
+            // Each time: whoever woke it may have been followed by a leader before it looked.
+            state.thread = if waits { Thread::Idle } else { Thread::Works };
+            waits
+        };
+        state = self.ready.wait_timeout_while(state, longest, waits).unwrap_or_else(PoisonError::into_inner).0;
+        let waits = |state: &mut State| {
+            state.thread = if state.busy { Thread::Wants } else { Thread::Works };
+            state.busy
+        };
+        state = self.ready.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        state.busy = true;
+        if let Some(returned) = state.returned.take() {
+            *taken = returned;
+            taken.closing = state.closing;
+        } else {
+            state.swap(taken);
+        }
+        taken.turn = true;
+    }
+
+    /// Nobody writes any more: closes, and tells all who wait.
+    pub(super) fn abandon(&self) {
+        self.close();
+        let mut state = lock(&self.state);
+        let rest = [std::mem::take(&mut state.batch), state.returned.take().unwrap_or_default().batch];
+        drop(state);
+        for batch in rest {
+            batch.finish(Outcome { written: 0, error: None });
+        }
     }
 }
 
@@ -220,7 +350,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_who_share_a_write_are_told_together() {
         let queue = Queue::default();
-        let waiting: Vec<_> = [&b"one"[..], b"two", b"three"].map(|body| queue.push(body, PATIENCE).unwrap()).into();
+        let waiting: Vec<_> =
+            [&b"one"[..], b"two", b"three"].map(|body| queue.push(body, PATIENCE, false).unwrap().0).into();
         let batch = taken(&queue);
         assert_eq!((&*batch.bodies, &*batch.ends), (&b"onetwothree"[..], &[3, 6, 11][..]));
         let all = tokio::spawn(futures::future::join_all(waiting));
@@ -228,14 +359,14 @@ mod tests {
         batch.batch.finish(Outcome { written: 2, error: Some("full".into()) });
         let results: Vec<_> = all.await.unwrap().into_iter().map(|result| result.map_err(|error| error.0)).collect();
         assert_eq!(results, [Ok(()), Ok(()), Err("full".to_owned())]);
-        assert_eq!(taken(&queue).ends, Vec::<usize>::new());
+        assert_eq!(queue.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_waited_for_so_long_even_when_the_first_goes_away() {
         let queue = Queue::default();
-        let first = queue.push(b"one", PATIENCE).unwrap();
-        let second = queue.push(b"two", PATIENCE).unwrap();
+        let first = queue.push(b"one", PATIENCE, false).unwrap().0;
+        let second = queue.push(b"two", PATIENCE, false).unwrap().0;
         let (first, second) = (tokio::spawn(first), tokio::spawn(second));
         // Both wait before the clock goes on.
         tokio::task::yield_now().await;
@@ -252,11 +383,72 @@ mod tests {
     async fn the_queue_is_bounded_and_closes() {
         let queue = Queue::default();
         let large = vec![b'x'; MOST_WAITING];
-        let waits = queue.push(&large, PATIENCE).unwrap();
-        assert!(queue.push(b"x", PATIENCE).unwrap_err().0.contains("does not keep up"));
+        let waits = queue.push(&large, PATIENCE, false).unwrap().0;
+        assert!(queue.push(b"x", PATIENCE, false).unwrap_err().0.contains("does not keep up"));
         drop(waits);
         queue.close();
         assert!(taken(&queue).closing);
-        assert!(queue.push(b"x", PATIENCE).unwrap_err().0.contains("closed"));
+        assert!(queue.push(b"x", PATIENCE, false).unwrap_err().0.contains("closed"));
+    }
+
+    /// Requests that lead, follow and hand over at random, and the thread: one writes at a time, in the order of the numbers,
+    /// and nobody is left waiting.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn one_writes_at_a_time_in_order_and_nobody_is_forgotten() {
+        const EACH: usize = 3000;
+        let queue = Arc::new(Queue::default());
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let write = |written: &Mutex<Vec<u8>>, taken: &Taken| {
+            written.try_lock().expect("nobody else writes").extend_from_slice(&taken.bodies);
+            taken.batch.finish(Outcome { written: taken.ends.len(), error: None });
+        };
+        let thread = {
+            let (queue, written) = (Arc::clone(&queue), Arc::clone(&written));
+            std::thread::spawn(move || {
+                let mut taken = Taken::default();
+                let mut count = 0;
+                loop {
+                    // So long that a call that it does not hear is seen.
+                    queue.take(&mut taken, PATIENCE * 4);
+                    count += usize::from(!taken.ends.is_empty());
+                    write(&written, &taken);
+                    if taken.closing && taken.ends.is_empty() {
+                        return count;
+                    }
+                }
+            })
+        };
+        let tasks = (0..8_u8).map(|task| {
+            let (queue, written) = (Arc::clone(&queue), Arc::clone(&written));
+            tokio::spawn(async move {
+                let mut led = 0;
+                for number in 0..EACH {
+                    let body = [task, u8::try_from(number % 251).unwrap()];
+                    let (waiting, mut turn) = queue.push(&body, PATIENCE, number % 5 != 0).unwrap();
+                    while let Some(taken) = turn {
+                        if number % 7 == 0 {
+                            queue.hand_over(taken);
+                            break;
+                        }
+                        led += 1;
+                        write(&written, &taken);
+                        turn = queue.next(taken, number % 3 == 0, None);
+                    }
+                    waiting.await.unwrap();
+                }
+                led
+            })
+        });
+        let led: usize = futures::future::join_all(tasks).await.into_iter().map(Result::unwrap).sum();
+        queue.close();
+        let taken = thread.join().unwrap();
+        assert!(led > 100 && taken > 100, "{led} by requests, {taken} by the thread");
+        let mut next = [0_usize; 8];
+        for record in written.lock().unwrap().chunks_exact(2) {
+            let next = &mut next[usize::from(record[0])];
+            assert_eq!(usize::from(record[1]), *next % 251);
+            *next += 1;
+        }
+        assert_eq!(next, [EACH; 8]);
     }
 }

@@ -22,6 +22,7 @@ pub(super) struct Counts {
     pub(super) records: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) writes: AtomicU64,
+    pub(super) led: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) seq: AtomicU64,
     pub(super) synced: AtomicU64,

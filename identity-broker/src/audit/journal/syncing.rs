@@ -1,13 +1,15 @@
 //! The thread that syncs what was written, so that nobody waits for it.
 
 use std::{
-    fs::File,
-    io,
-    sync::{Arc, Condvar, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use super::{
+    disk::JournalFile,
     queue::lock,
     shared::{Held, Shared},
 };
@@ -17,13 +19,15 @@ use super::{
 pub(super) struct Syncing {
     state: Mutex<Unsynced>,
     changed: Condvar,
-    /// A sync that failed: file, and why. The kernel forgets what it could not write, so that trying again proves nothing.
-    failed: Mutex<Option<(u64, String)>>,
+    /// A file that is not to be gone on with, and why.
+    wrong: Mutex<Option<(u64, String)>>,
+    /// A sync is under way: a write at the same time may wait for it.
+    busy: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Unsynced {
-    files: Vec<(u64, Arc<File>)>,
+    files: Vec<(u64, Arc<JournalFile>)>,
     names: bool,
     seq: u64,
     stop: bool,
@@ -31,7 +35,7 @@ struct Unsynced {
 
 impl Syncing {
     /// A file has something new in it, up to record `seq`; with `names` the directory, too.
-    pub(super) fn dirty(&self, number: u64, file: &Arc<File>, seq: u64, names: bool) {
+    pub(super) fn dirty(&self, number: u64, file: &Arc<JournalFile>, seq: u64, names: bool) {
         let mut state = lock(&self.state);
         let first = state.files.is_empty();
         if state.files.last().is_none_or(|(last, _)| *last != number) {
@@ -45,14 +49,20 @@ impl Syncing {
         }
     }
 
-    /// A sync of file `number` failed.
-    pub(super) fn fail(&self, number: u64, error: &io::Error) {
-        *lock(&self.failed) = Some((number, error.to_string()));
+    /// File `number` is not to be gone on with: its sync failed (the kernel forgets what it could not write, so that trying
+    /// again proves nothing), or it is not where it was.
+    pub(super) fn wrong(&self, number: u64, text: String) {
+        *lock(&self.wrong) = Some((number, text));
     }
 
-    /// The file whose sync failed, and why; once.
-    pub(super) fn take_failure(&self) -> Option<(u64, String)> {
-        lock(&self.failed).take()
+    /// The file that is not to be gone on with, and why; once.
+    pub(super) fn take_wrong(&self) -> Option<(u64, String)> {
+        lock(&self.wrong).take()
+    }
+
+    /// Whether a write may have to wait, or there is something to be said first.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) || lock(&self.wrong).is_some()
     }
 
     /// The thread ends when everything is synced.
@@ -77,12 +87,17 @@ impl Syncing {
                 return;
             }
             let mut all = true;
+            this.busy.store(true, Ordering::Relaxed);
+            let last = files.last().map(|(number, _)| *number);
             for (number, file) in files {
                 if let Err(error) = file.sync_data() {
                     all = false;
-                    this.fail(number, &error);
+                    this.wrong(number, sync_failed(&error));
+                } else if last == Some(number) && !held.directory.has(number, &file) {
+                    this.wrong(number, MOVED.to_owned());
                 }
             }
+            this.busy.store(false, Ordering::Relaxed);
             if names && let Err(error) = held.directory.sync() {
                 tracing::warn!(%error, "the directory of the audit journal cannot be synced");
             }
@@ -92,4 +107,12 @@ impl Syncing {
             shared.counts.syncs.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// What is said of a file that is not where it was.
+pub(super) const MOVED: &str = "the file was moved away or replaced while it was written";
+
+/// What is said of a sync that failed.
+pub(super) fn sync_failed(error: &std::io::Error) -> String {
+    format!("sync: {error}; what was written lately may be missing after a power failure")
 }

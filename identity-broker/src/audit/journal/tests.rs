@@ -20,19 +20,19 @@ use crate::{
     audit::{AuditSink as _, Verdict},
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
-const NOON: i64 = 1_800_000_000;
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const NOON: i64 = 1_800_000_000;
 
 /// A clock that the test sets.
 #[derive(Clone)]
-struct At(Arc<AtomicI64>);
+pub(super) struct At(Arc<AtomicI64>);
 
 impl At {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new(AtomicI64::new(NOON)))
     }
 
-    fn set(&self, second: i64) {
+    pub(super) fn set(&self, second: i64) {
         self.0.store(second, Ordering::SeqCst);
     }
 }
@@ -43,11 +43,11 @@ impl Clock for At {
     }
 }
 
-fn config(directory: &Path) -> JournalConfig {
+pub(super) fn config(directory: &Path) -> JournalConfig {
     JournalConfig { sync_interval: Duration::from_millis(5), ..JournalConfig::new(directory, "node-1") }
 }
 
-async fn token(journal: &Journal, resource: &str) -> Result<(), AuditError> {
+pub(super) async fn token(journal: &Journal, resource: &str) -> Result<(), AuditError> {
     let time = Timestamp::from_second(NOON).unwrap();
     let record = AuditRecord::new(time, Verdict::Issued, Reason::Issued, [10, 42, 0, 7].into(), resource);
     tokio::time::timeout(LIMIT, journal.record(&record)).await.expect("recorded or refused in time")
@@ -61,13 +61,13 @@ fn read(directory: &Path) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-fn report(directory: &Path, options: verify::Options) -> verify::Report {
+pub(super) fn report(directory: &Path, options: verify::Options) -> verify::Report {
     let files = read(directory);
     verify::verify(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())), options)
 }
 
 /// Kind and record of each line.
-fn records(directory: &Path) -> Vec<(String, Value)> {
+pub(super) fn records(directory: &Path) -> Vec<(String, Value)> {
     let text = read(directory).into_iter().flat_map(|(_, bytes)| bytes).collect::<Vec<_>>();
     String::from_utf8(text)
         .unwrap()
@@ -77,7 +77,7 @@ fn records(directory: &Path) -> Vec<(String, Value)> {
         .collect()
 }
 
-fn kinds(directory: &Path) -> Vec<String> {
+pub(super) fn kinds(directory: &Path) -> Vec<String> {
     records(directory).into_iter().map(|(kind, _)| kind).collect()
 }
 
@@ -193,8 +193,8 @@ async fn damage_is_left_as_it_is_and_what_comes_is_bound_to_it() {
     journal.close().await;
     let path = directory.path().join(file_name(1));
     let mut bytes = fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    let place = bytes.windows(4).position(|text| text == b"\"r2\"").unwrap();
+    bytes[place + 2] ^= 1;
     fs::write(&path, &bytes).unwrap();
 
     let journal = Journal::open(config(directory.path()), At::new()).unwrap();

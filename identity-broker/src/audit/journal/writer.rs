@@ -1,14 +1,13 @@
-//! The thread that writes. No request waits for a lock that is held while a disk works.
+//! What writes: the request whose turn it is, when there is nothing to it but one write to a file that is well; else the
+//! thread, which alone begins files, cuts off what is torn, says what went wrong, signs and tries again.
 
 use std::{
-    fs::File,
-    io::{self, Write as _},
+    io,
     os::unix::fs::MetadataExt as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -17,15 +16,13 @@ use super::{
     JournalConfig,
     chain::Head,
     directory::Recovered,
+    disk::JournalFile,
     encode::{Encoder, Note},
     queue::{Outcome, Taken},
     shared::{Held, Shared},
+    syncing::{MOVED, sync_failed},
 };
 use crate::clock::Clock;
-
-/// After a write that many shared, records gather for so long before the next: a wake-up and a write for each would cost
-/// more than the records. A request that comes alone is written at once.
-const GATHER: Duration = Duration::from_micros(200);
 
 /// How far the clock may go back without a word: threads read it before they queue, so that records come a little out of
 /// order.
@@ -39,7 +36,7 @@ fn add(counter: &AtomicU64, number: usize) {
 #[derive(Debug)]
 struct Open {
     number: u64,
-    file: Arc<File>,
+    file: Arc<JournalFile>,
     length: u64,
     began: Timestamp,
 }
@@ -75,7 +72,16 @@ impl Unsaid {
     }
 }
 
-/// What the thread owns.
+/// What a leader has begun to write.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    /// The chain before it.
+    before: Head,
+    /// So many bytes of the buffer are with the kernel.
+    done: usize,
+}
+
+/// What whoever has the turn uses.
 pub(super) struct Writer {
     config: JournalConfig,
     clock: Box<dyn Clock>,
@@ -92,6 +98,7 @@ pub(super) struct Writer {
     published: Head,
     out: Vec<u8>,
     marks: Vec<Mark>,
+    begun: Option<Begun>,
 }
 
 impl Writer {
@@ -114,7 +121,7 @@ impl Writer {
         unsaid.push(Unsaid::Start);
         let open = recovered.resumed.map(|resumed| Open {
             number: recovered.number,
-            file: Arc::new(resumed.file),
+            file: Arc::new(JournalFile::new(resumed.file, &config)),
             length: resumed.length,
             began: resumed.began,
         });
@@ -134,41 +141,64 @@ impl Writer {
             since_checkpoint: 0,
             out: Vec::with_capacity(1 << 14),
             marks: Vec::new(),
+            begun: None,
         }
     }
 
-    /// The thread.
-    #[expect(clippy::disallowed_methods, reason = "the driver's own timer: what is measured here goes into no record")]
-    pub(super) fn run(mut self) {
-        let mut taken = Taken::default();
-        // What the process before left undone is said before the first request comes.
-        let _ = self.write(&taken);
-        let mut checkpoint_at = Instant::now() + self.config.checkpoint_interval;
-        let mut took = Instant::now();
-        loop {
-            if taken.ends.len() > 1
-                && let Some(rest) = GATHER.checked_sub(took.elapsed())
-            {
-                std::thread::sleep(rest);
-            }
-            self.shared.queue.take(&mut taken, checkpoint_at.saturating_duration_since(Instant::now()));
-            took = Instant::now();
-            if !taken.ends.is_empty() {
-                let outcome = self.write(&taken);
-                self.tell(&taken, outcome);
-            }
-            if took >= checkpoint_at || self.since_checkpoint >= self.config.checkpoint_records {
-                checkpoint_at = took + self.config.checkpoint_interval;
-                self.checkpoint();
-            }
-            if taken.closing && taken.ends.is_empty() {
-                break;
-            }
-        }
-        self.stop();
+    /// What the process before left undone is said before the first request comes.
+    pub(super) fn begin_journal(&mut self) {
+        let _ = self.write(&Taken::default());
     }
 
-    fn tell(&mut self, taken: &Taken, outcome: Outcome) {
+    /// For a leader: one write, when there is nothing else to it. `None`: the thread has to do it, or the rest of it.
+    pub(super) fn write_at_once(&mut self, taken: &Taken) -> Option<Outcome> {
+        let now = self.clock.now();
+        if !self.is_well(now, taken) {
+            return None;
+        }
+        let before = self.begin();
+        self.encode(taken);
+        let open = self.open.as_ref()?;
+        let done = open.file.write(&self.out).unwrap_or(0);
+        if done < self.out.len() {
+            self.begun = Some(Begun { before, done });
+            return None;
+        }
+        self.last_time = Some(now);
+        add(&self.shared.counts.led, 1);
+        Some(self.finish(before, done, 0, taken, now, Ok(())))
+    }
+
+    fn is_well(&self, now: Timestamp, taken: &Taken) -> bool {
+        let config = &self.config;
+        let well = self.unsaid.is_empty()
+            && !self.torn
+            && self.begun.is_none()
+            && !config.sync_interval.is_zero()
+            && !self.shared.syncing.is_busy()
+            && self.since_checkpoint + (taken.ends.len() as u64) < config.checkpoint_records
+            && self.last_time.is_none_or(|before| before.duration_since(now) <= CLOCK_SLACK);
+        well && self.open.as_ref().is_some_and(|open| {
+            !is_full(open, config, now)
+                && open.file.metadata().is_ok_and(|found| found.nlink() > 0 && found.len() == open.length)
+        })
+    }
+
+    fn encode(&mut self, taken: &Taken) {
+        let mut start = 0;
+        for end in &taken.ends {
+            self.encoder.token(&taken.bodies[start..*end], &mut self.out);
+            self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
+            start = *end;
+        }
+    }
+
+    /// Whether so many records were written that a checkpoint is due.
+    pub(super) const fn is_checkpoint_due(&self) -> bool {
+        self.since_checkpoint >= self.config.checkpoint_records
+    }
+
+    pub(super) fn tell(&mut self, taken: &Taken, outcome: Outcome) {
         let (written, last) = (outcome.written as u64, self.encoder.head.seq);
         if taken.batch.finish(outcome) || written == 0 {
             return;
@@ -181,9 +211,13 @@ impl Writer {
     }
 
     /// Writes what there is to be said, then the records.
-    fn write(&mut self, taken: &Taken) -> Outcome {
+    pub(super) fn write(&mut self, taken: &Taken) -> Outcome {
         let now = self.clock.now();
         let records = taken.ends.len();
+        if let Some(Begun { before, done }) = self.begun.take() {
+            let (done, result) = self.put(done);
+            return self.finish(before, done, 0, taken, now, result);
+        }
         if let Err(error) = self.prepare(now) {
             return self.failed(records, 0, now, &error);
         }
@@ -199,13 +233,23 @@ impl Writer {
             self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
         }
         let said = self.unsaid.len();
-        let mut start = 0;
-        for end in &taken.ends {
-            self.encoder.token(&taken.bodies[start..*end], &mut self.out);
-            self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
-            start = *end;
-        }
-        let (complete, result) = self.put(before);
+        self.encode(taken);
+        let (done, result) = self.put(0);
+        self.finish(before, done, said, taken, now, result)
+    }
+
+    /// What became of the buffer, of which so many bytes are with the kernel.
+    fn finish(
+        &mut self,
+        before: Head,
+        done: usize,
+        said: usize,
+        taken: &Taken,
+        now: Timestamp,
+        result: io::Result<()>,
+    ) -> Outcome {
+        let records = taken.ends.len();
+        let (complete, result) = self.settle(before, done, result);
         self.unsaid.drain(..said.min(complete));
         let written = complete.saturating_sub(said);
         self.since_checkpoint += written as u64;
@@ -228,22 +272,32 @@ impl Writer {
         self.encoder.head
     }
 
-    /// Hands the buffer to the kernel. How many of the records are there then, whole; the chain ends with the last of them.
-    fn put(&mut self, before: Head) -> (usize, io::Result<()>) {
-        let Some(open) = &mut self.open else {
-            self.encoder.head = before;
-            return (0, Err(io::Error::other("there is no file")));
-        };
-        let mut done = 0;
-        let mut result = Ok(());
-        while done < self.out.len() && result.is_ok() {
-            match (&*open.file).write(&self.out[done..]) {
-                Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
+    /// Hands the buffer to the kernel, from `done` on; how much of it is there then.
+    fn put(&self, mut done: usize) -> (usize, io::Result<()>) {
+        let Some(open) = &self.open else { return (0, Err(io::Error::other("there is no file"))) };
+        while done < self.out.len() {
+            match open.file.write(&self.out[done..]) {
+                Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
                 Ok(more) => done += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => result = Err(error),
+                Err(error) => return (done, Err(error)),
             }
         }
+        (done, Ok(()))
+    }
+
+    /// Hands the buffer to the kernel; what became of it.
+    fn put_all(&mut self, before: Head) -> (usize, io::Result<()>) {
+        let (done, result) = self.put(0);
+        self.settle(before, done, result)
+    }
+
+    /// How many of the records are there, whole; the chain ends with the last of them.
+    fn settle(&mut self, before: Head, done: usize, mut result: io::Result<()>) -> (usize, io::Result<()>) {
+        let Some(open) = &mut self.open else {
+            self.encoder.head = before;
+            return (0, result);
+        };
         let mut complete = self.marks.partition_point(|mark| mark.end <= done);
         let last = complete.checked_sub(1).map(|at| self.marks[at]);
         let end = last.map_or(0, |mark| mark.end);
@@ -262,7 +316,7 @@ impl Writer {
                 match open.file.sync_data() {
                     Ok(()) => counts.synced.store(self.encoder.head.seq, Ordering::Relaxed),
                     Err(error) => {
-                        self.shared.syncing.fail(open.number, &error);
+                        self.shared.syncing.wrong(open.number, sync_failed(&error));
                         (complete, result) = (0, Err(error));
                     }
                 }
@@ -300,16 +354,15 @@ impl Writer {
             open.file.set_len(open.length)?;
             self.torn = false;
         }
-        let mut wrong = self.shared.syncing.take_failure().map(|(file, error)| {
-            let text = format!("sync: {error}; what was written lately may be missing after a power failure");
-            Unsaid::Damage { file, text }
-        });
+        let mut wrong = self.shared.syncing.take_wrong().map(|(file, text)| Unsaid::Damage { file, text });
         if let Some(open) = &self.open {
             let found = open.file.metadata()?;
             let text = if found.nlink() == 0 {
                 Some("the file was removed while it was written; records after its last copy are gone".to_owned())
             } else if found.len() != open.length {
                 Some(format!("somebody else changed the file: it has {} bytes instead of {}", found.len(), open.length))
+            } else if self.config.sync_interval.is_zero() && !self.held.directory.has(open.number, &open.file) {
+                Some(MOVED.to_owned())
             } else {
                 None
             };
@@ -321,7 +374,7 @@ impl Writer {
         }
         let full = match &self.open {
             None => true,
-            Some(open) => open.length >= self.config.max_size || now.duration_since(open.began) > self.config.max_age,
+            Some(open) => is_full(open, &self.config, now),
         };
         if !full {
             return Ok(());
@@ -340,7 +393,7 @@ impl Writer {
         }
         let mut number = self.last_number + 1;
         let file = loop {
-            match self.held.directory.create(number) {
+            match JournalFile::create(&self.held.directory, number, &self.config) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
                 file => break Arc::new(file?),
             }
@@ -352,7 +405,7 @@ impl Writer {
         self.encoder.note(now, &Note::File { file: number, oldest }, &mut self.out);
         self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
         let former = self.open.replace(Open { number, file, length: 0, began: now });
-        if let (_, Err(error)) = self.put(before) {
+        if let (_, Err(error)) = self.put_all(before) {
             self.open = former;
             self.torn = false;
             let _ = self.held.directory.remove(number);
@@ -372,7 +425,7 @@ impl Writer {
     }
 
     /// Signs what there is, if there is a key, and says where the journal is.
-    fn checkpoint(&mut self) {
+    pub(super) fn checkpoint(&mut self) {
         let now = self.clock.now();
         if self.config.key.is_none() && self.published == self.encoder.head {
             return;
@@ -382,7 +435,7 @@ impl Writer {
         let checkpoint = self.encoder.checkpoint(now, &mut self.out);
         if !self.out.is_empty() {
             self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
-            if let (_, Err(error)) = self.put(before) {
+            if let (_, Err(error)) = self.put_all(before) {
                 tracing::debug!(%error, "no checkpoint in the audit journal");
                 return;
             }
@@ -391,12 +444,12 @@ impl Writer {
         self.shared.checkpoints.send_replace(Some(checkpoint));
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         let now = self.clock.now();
         let before = self.begin();
         self.encoder.note(now, &Note::Stop, &mut self.out);
         self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
-        let _ = self.put(before);
+        let _ = self.put_all(before);
         self.checkpoint();
         if let Some(open) = &self.open
             && let Err(error) = open.file.sync_data()
@@ -406,13 +459,6 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        // Also when the thread has panicked: nobody waits for it for nothing.
-        self.shared.queue.close();
-        let mut rest = Taken::default();
-        self.shared.queue.take(&mut rest, Duration::ZERO);
-        rest.batch.finish(Outcome { written: 0, error: None });
-        self.shared.syncing.stop();
-    }
+fn is_full(open: &Open, config: &JournalConfig, now: Timestamp) -> bool {
+    open.length >= config.max_size || now.duration_since(open.began) > config.max_age
 }
