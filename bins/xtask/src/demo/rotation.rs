@@ -107,7 +107,7 @@ fn rotate(stage: &Stage) -> anyhow::Result<()> {
 
     term::heading("A wrong secret is written into the Secret");
     stage.lab.write(FILE, &manifest(&credentials::password()?))?;
-    term::step("$ kubectl apply -f secret.yaml    # a value that Entra does not know");
+    term::step("secret.yaml: a value that Entra does not know");
     let note = stage.event("CredentialRefused", "app")?;
     term::step(format_args!("Event CredentialRefused: {}", first_line(&note)));
     fresh(stage).context("with the old secret")?;
@@ -119,7 +119,7 @@ fn rotate(stage: &Stage) -> anyhow::Result<()> {
     term::step(format_args!("$ identity-lab azure secret add {APPLICATION} …    # Entra knows both"));
     let watch = Stopwatch::start();
     stage.lab.write(FILE, &manifest(&right))?;
-    term::step("$ kubectl apply -f secret.yaml");
+    term::step("secret.yaml: the value that Entra has just been told");
     let note = stage.event("CredentialRotated", "app")?;
     term::step(format_args!("Event CredentialRotated after {}: {}", watch.seconds(), first_line(&note)));
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -52,7 +52,9 @@ impl Stage {
             "ready in {}: each pod is a network namespace, netfilter redirects 169.254.169.254",
             watch.seconds()
         ));
-        let told = story(&stage).with_context(|| format!("the last lines of the logs:\n{}", stage.lab.log_tail()));
+        // What went wrong first, and then what the parts say about it.
+        let told = story(&stage)
+            .map_err(|error| anyhow!("{error:#}\n\nThe last lines of the logs:\n{}", stage.lab.log_tail()));
         term::heading("Taking it down");
         let down = stage.lab.down();
         told?;

@@ -138,9 +138,9 @@ fn open(sdk: &mut Conversation, turn: &Turn) -> anyhow::Result<()> {
     let number = |name: &str| -> anyhow::Result<i64> {
         answer.field(name).parse().with_context(|| format!("{name} is no number: {:?}", answer.field(name)))
     };
-    let (expires_on, expires_in) = (number("expires_on")?, number("expires_in")?);
-    ensure!(expires_on == closes.as_second(), "expires_on is {expires_on}, not {}", closes.as_second());
-    ensure!((3590..=3600).contains(&expires_in), "expires_in is {expires_in} just after midnight");
+    let (end, left) = (number("expires_on")?, number("expires_in")?);
+    ensure!(end == closes.as_second(), "expires_on is {end}, not {}", closes.as_second());
+    ensure!((3590..=3600).contains(&left), "expires_in is {left} just after midnight");
     let claims = answer.claims()?;
     let own = Timestamp::from_second(claims.exp)?;
     let opens = OPENS.parse::<Timestamp>()?;
@@ -148,7 +148,7 @@ fn open(sdk: &mut Conversation, turn: &Turn) -> anyhow::Result<()> {
         (0..=10).contains(&(claims.exp - opens.as_second() - LIFE)),
         "the token's own end is {own}, not {LIFE} s after its issue"
     );
-    term::step(format_args!("200 expires_in {expires_in}, expires_on {expires_on} = {closes}: the closing"));
+    term::step(format_args!("200 expires_in {left}, expires_on {end} = {closes}: the closing"));
     term::step(format_args!(
         "the token's own end (exp) is {own}: Entra takes nothing back, so nothing says so to the pod"
     ));
