@@ -2,7 +2,7 @@
 //! are late, of another generation or of another object; status that is written, fails, and comes back late through the watch.
 //! After any such history the condition says what was found last of what is there now, and nothing is written twice.
 
-#![allow(clippy::unwrap_used, reason = "a failure is the test's")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "a failure is the test's")]
 
 mod common;
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How often the proof is asked for again while something waits that it does not cover.
-const MISSING: SignedDuration = SignedDuration::from_secs(30);
+const MISSING: SignedDuration = SignedDuration::from_secs(15);
 /// The same after it could not be read.
 const UNREAD: SignedDuration = SignedDuration::from_secs(2);
 /// Events that wait to be handed out.
