@@ -57,6 +57,20 @@ pub enum Notice {
         /// Whether it has ended.
         ended: bool,
     },
+    /// Where the credential should be there is none, or it could not be read several times in a row.
+    Unreadable {
+        /// The identity.
+        identity: ObjectRef,
+        /// What is wrong, and what to do.
+        message: Box<str>,
+    },
+    /// It can be read again.
+    Readable {
+        /// The identity.
+        identity: ObjectRef,
+        /// Where it is.
+        origin: Box<str>,
+    },
 }
 
 impl Notice {
@@ -67,17 +81,19 @@ impl Notice {
             | Self::Restored { identity, .. }
             | Self::Rotated { identity, .. }
             | Self::CandidateRefused { identity, .. }
-            | Self::Expiring { identity, .. } => identity,
+            | Self::Expiring { identity, .. }
+            | Self::Unreadable { identity, .. }
+            | Self::Readable { identity, .. } => identity,
         }
     }
 
     /// Whether somebody has to do something (a Warning), or not (Normal).
     pub const fn is_warning(&self) -> bool {
-        !matches!(self, Self::Restored { .. } | Self::Rotated { .. })
+        !matches!(self, Self::Restored { .. } | Self::Rotated { .. } | Self::Readable { .. })
     }
 
     /// In a word, as the `reason` of an Event: `TokenRefused`, `TokenRestored`, `CredentialRotated`, `CredentialRefused`,
-    /// `CredentialExpiring`.
+    /// `CredentialExpiring`, `CredentialUnreadable`, `CredentialReadable`.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Refused { error: TokenError::Refused(refusal), .. } if Verdict::of(refusal).is_credential() => {
@@ -88,6 +104,8 @@ impl Notice {
             Self::Rotated { .. } => "CredentialRotated",
             Self::CandidateRefused { .. } => "CredentialRefused",
             Self::Expiring { .. } => "CredentialExpiring",
+            Self::Unreadable { .. } => "CredentialUnreadable",
+            Self::Readable { .. } => "CredentialReadable",
         }
     }
 
@@ -111,6 +129,8 @@ impl Notice {
             Self::Expiring { origin, expires, ended: true, .. } => {
                 format!("the credential from {origin} ended {expires}: put a new one there")
             }
+            Self::Unreadable { message, .. } => format!("the credential cannot be read: {message}"),
+            Self::Readable { origin, .. } => format!("the credential is read again, from {origin}"),
         }
     }
 }

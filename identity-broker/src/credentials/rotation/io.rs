@@ -101,6 +101,10 @@ pub(in crate::credentials) enum Saying {
     CandidateRefused { version: Version, message: Box<str> },
     /// The version in use ends soon, or has ended.
     Expiring { version: Version, expires: Timestamp, ended: bool },
+    /// The source holds no credential, or has not been readable for a while.
+    Unreadable { message: Box<str> },
+    /// It is readable again, after that was said.
+    Readable,
 }
 
 /// What whoever wants a credential is told.

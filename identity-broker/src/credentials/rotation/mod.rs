@@ -31,6 +31,9 @@ pub(super) use self::io::{Effect, Freshness, Input, Now, Outcome, Outlook, Readi
 use self::notices::Expiry;
 use crate::tokens::{Chance, TokenError};
 
+/// After so many readings in a row that brought nothing, people are told.
+const UNCLEAR: u32 = 3;
+
 /// A version that is used.
 #[derive(Debug)]
 struct Current {
@@ -66,6 +69,8 @@ pub(super) struct Rotation {
     candidate: Option<Candidate>,
     /// A version that cannot be used, and that people know of.
     wrong: Option<Version>,
+    /// People know that the source cannot be read.
+    unreadable: bool,
     reading: bool,
     /// The source has changed while it was being read.
     again: bool,
@@ -95,6 +100,7 @@ impl Rotation {
             current: None,
             candidate: None,
             wrong: None,
+            unreadable: false,
             reading: false,
             again: false,
             trying: None,
@@ -250,6 +256,23 @@ impl Rotation {
             Freshness::Polled(every) => Some(every),
         };
         self.due = age.map(|every| now.mono + spread(every, &mut self.chance));
+        // What passes by itself is given the time.
+        let lasts = match &reading {
+            Reading::Found { .. } => None,
+            Reading::Wrong { error, .. } => Some(error).filter(|_| self.current.is_none()),
+            Reading::Gone(error) => Some(error),
+            Reading::Unclear(error) => Some(error).filter(|_| self.failures >= UNCLEAR),
+        };
+        match lasts {
+            Some(error) if !self.unreadable => {
+                self.unreadable = true;
+                out.push(Effect::Say(Saying::Unreadable { message: error.to_string().into() }));
+            }
+            None if matches!(reading, Reading::Found { .. }) && std::mem::take(&mut self.unreadable) => {
+                out.push(Effect::Say(Saying::Readable));
+            }
+            _ => {}
+        }
         match reading {
             Reading::Found { version, expires } => self.found(now, version, expires),
             Reading::Wrong { version, error, until } => {

@@ -282,6 +282,8 @@ impl Task {
             Saying::Expiring { version, expires, ended } => {
                 Notice::Expiring { identity, origin: origin(version), expires, ended }
             }
+            Saying::Unreadable { message } => Notice::Unreadable { identity, message },
+            Saying::Readable => Notice::Readable { identity, origin: origin_of(&self.identity) },
         };
         // There may be no listener.
         let _ = self.context.notices.send(notice);

@@ -240,13 +240,19 @@ async fn what_is_no_credential_ends_none_and_is_said() {
             bench.source.say(Some(Ok(&[("clientSecret", b"first")])));
             tokio::time::sleep(MINUTE).await;
             assert_eq!(bench.use_it().await, "first");
-            assert!(bench.told().is_empty());
+            let text = &expected[4..];
+            assert_eq!(
+                bench.told(),
+                [
+                    format!("CredentialUnreadable: the credential cannot be read: {text}"),
+                    "CredentialReadable: the credential is read again, from Secret ns/cred".to_owned()
+                ]
+            );
             bench.source.say(Some(answer));
             for _ in 0..3 {
                 tokio::time::sleep(MINUTE).await;
                 assert_eq!(bench.get(None).await.unwrap(), "first");
             }
-            let text = &expected[4..];
             let said = format!(
                 "CredentialRefused: the new credential from Secret ns/cred is not used, the former one stays in use: {text}"
             );
@@ -259,7 +265,7 @@ async fn what_is_no_credential_ends_none_and_is_said() {
 async fn that_it_cannot_be_read_changes_nothing_for_as_long_as_it_lasts() {
     let down = || Some(Err(SecretSourceError::Unavailable("down".into())));
     for silent in [false, true] {
-        let bench = bench(false);
+        let mut bench = bench(false);
         let version = bench.load(None).await.unwrap().version;
         assert_eq!(bench.use_it().await, "first");
         bench.source.say(if silent { None } else { down() });
@@ -280,6 +286,9 @@ async fn that_it_cannot_be_read_changes_nothing_for_as_long_as_it_lasts() {
         bench.source.say(Some(Ok(&[("clientSecret", b"second")])));
         tokio::time::advance(MINUTE).await;
         assert_eq!(bench.get(None).await.unwrap(), "second");
+        // People are told once, however long it lasts, and once that it is over.
+        let told: Vec<_> = bench.told().iter().map(|told| told.split(':').next().unwrap().to_owned()).collect();
+        assert_eq!(told, ["CredentialUnreadable", "CredentialReadable"]);
     }
     // Nothing is kept that never was.
     let bench = bench(false);
