@@ -277,7 +277,7 @@ mod tests {
             (&["grants", "-A", "--binding", "vault", "-o", "json"], true),
             (&["grants", "-A", "-n", "demo"], false),
             (&["grants", "-o", "xml"], false),
-            (&["grants", "--manifests", "dir", "--kubeconfig", "file"], false),
+            (&["grants", "--manifests", "dir", "--as", "bob"], false),
         ] {
             let parsed = Args::try_parse_from(["identityctl"].iter().chain(words));
             assert_eq!(parsed.is_ok(), good, "{words:?}");

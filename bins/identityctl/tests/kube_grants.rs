@@ -313,7 +313,7 @@ async fn opening(world: &World) {
     let said = finished(opens("nobody answers", &["--timeout", "1s"])).await;
     let name = world.asked_for("nobody answers").await;
     assert_eq!((said.code, &said.out), (4, &format!("{name}\n")), "{said:?}");
-    assert!(said.err.contains("it waits for the controller, which has not seen it yet"), "{said:?}");
+    assert!(said.err.contains("it waits for approval, and for the controller, which has not seen it yet"), "{said:?}");
 
     let said = finished(opens("asked only", &["--no-wait"])).await;
     assert_eq!(said.name(), world.asked_for("asked only").await);
@@ -382,6 +382,7 @@ async fn without_an_api_server(world: &World) {
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_identityctl"))
         .args(["request", "b", "--for", "30m", "--reason", "r", "--manifests"])
         .arg(directory.path())
+        .env("ENTRA_POD_IDENTITY_KUBECONFIG", &world.kubeconfig)
         .output()
         .await
         .unwrap();

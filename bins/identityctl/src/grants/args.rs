@@ -28,8 +28,9 @@ pub(crate) struct ClusterArgs {
     #[arg(long, value_name = "GROUP", requires = "as_user")]
     pub(crate) as_group: Vec<String>,
 
+    // Not with --kubeconfig: its variable may well be set.
     /// Say how grants are given where objects come from a directory of manifests; nothing is written
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "context", "as_user"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["context", "as_user"])]
     pub(crate) manifests: Option<PathBuf>,
 }
 

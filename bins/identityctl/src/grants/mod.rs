@@ -123,7 +123,9 @@ pub(crate) async fn open(args: &Open) -> anyhow::Result<ExitCode> {
                  with `identityctl revoke {name} -n {namespace}`",
                 args.timeout
             ));
-            tell("", &format!("{name}\n"))?;
+            if !io::stdout().is_terminal() {
+                say(&format!("{name}\n"))?;
+            }
             Ok(ExitCode::from(STILL_WAITING))
         }
     }
@@ -241,7 +243,7 @@ pub(crate) async fn close(args: &Close) -> anyhow::Result<ExitCode> {
     if !refused.is_empty() {
         return Err(Trouble::refused(format!("not revoked: {}", refused.join("; "))).into());
     }
-    let bare: String = revoked.iter().map(|name| format!("{name}\n")).collect();
+    let bare = revoked.iter().fold(String::new(), |text, name| text + name + "\n");
     let by_itself = match &known {
         Known::There(binding) => words::by_itself(binding, now()),
         Known::Absent if revoked.is_empty() => {

@@ -48,16 +48,19 @@ pub(super) fn standing(grant: &AzureIdentityGrant, policy: Option<&GrantPolicy>,
             Standing::Over(format!("revoked by {}", by(&grant.spec.revoked).unwrap_or_default()))
         }
         _ => {
-            let missing = policy.map(|policy| (approvals(&grant.spec, policy), policy));
-            let text = match missing {
-                Some((judged, policy)) if !judged.are_enough() => {
-                    let missing = judged.needed - judged.by.len();
+            let judged = policy.map(|policy| (approvals(&grant.spec, policy), policy));
+            let text = match judged {
+                Some((ref counted, policy)) if !counted.are_enough() => {
+                    let missing = counted.needed - counted.by.len();
                     format!("for {} of {}", count(missing, "approval", "approvals"), approvers(policy))
                 }
                 // Enough, as far as can be told here; the controller knows more.
                 _ => match (phase, condition(ACTIVE).or_else(|| condition(APPROVED))) {
+                    (None, _) if judged.is_none() => {
+                        "for approval, and for the controller, which has not seen it yet".to_owned()
+                    }
                     (None, _) => "for the controller, which has not seen it yet".to_owned(),
-                    (_, Some(why)) if missing.is_none() => format!("for approval; the controller says: {why}"),
+                    (_, Some(why)) if judged.is_none() => format!("for approval; the controller says: {why}"),
                     (_, Some(why)) => format!("for the controller; the last it said: {why}"),
                     _ => "for the controller".to_owned(),
                 },
