@@ -23,6 +23,9 @@ const FLOOR: i64 = 300;
 /// The most tokens kept. One is for an identity and a cloud.
 const TOKENS: usize = 256;
 
+/// Tokens by the identity that reads and the resource, and when they end, in seconds since the epoch.
+type Kept = HashMap<(Place, Box<str>), (SecretString, i64)>;
+
 /// Reads Key Vaults as the identities that are to read them.
 pub(super) struct Vaults {
     reader: Reader,
@@ -30,7 +33,7 @@ pub(super) struct Vaults {
     bearers: Weak<dyn Bearers>,
     clock: Arc<dyn Clock>,
     /// Tokens of the identities that read, and when they end.
-    tokens: Mutex<HashMap<(Place, Box<str>), (SecretString, i64)>>,
+    tokens: Mutex<Kept>,
 }
 
 /// Why nothing was read.
@@ -131,7 +134,7 @@ impl Vaults {
         Ok(token)
     }
 
-    fn tokens(&self) -> std::sync::MutexGuard<'_, HashMap<(Place, Box<str>), (SecretString, i64)>> {
+    fn tokens(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

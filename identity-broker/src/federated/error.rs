@@ -108,6 +108,7 @@ impl AssertionError {
             self,
             // A projected volume is put in place, and a token renewed, by the kubelet.
             Self::NoFile { .. }
+                | Self::NotAToken { .. }
                 | Self::Unreadable { .. }
                 | Self::Expired { .. }
                 | Self::Pod(PodTokenError::Unavailable { .. })

@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn parts_have_both_sides() {
         let rows = [row("profile_us_send", 9.0), row("profile_us_record", 2.0), row("profile_bare_us_send", 8.0)];
-        let both: Vec<_> = parts(&rows).into_iter().map(|(id, what, node, bare)| (id, what, node, bare)).collect();
+        let both: Vec<_> = parts(&rows).into_iter().collect();
         assert_eq!(
             both,
             [

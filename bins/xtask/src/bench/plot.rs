@@ -33,10 +33,12 @@ impl Axis {
     }
 
     /// From the power of ten below `values` to the one above.
-    pub(super) fn logarithmic(label: &str, values: impl IntoIterator<Item = f64> + Clone) -> Self {
-        let positive = || values.clone().into_iter().filter(|value| *value > 0.0);
-        let low = positive().fold(f64::INFINITY, f64::min).min(1e9).log10().floor();
-        let high = positive().fold(f64::MIN_POSITIVE, f64::max).log10().ceil().max(low + 1.0);
+    pub(super) fn logarithmic(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
+        let positive = values.into_iter().filter(|value| *value > 0.0);
+        let (least, most) =
+            positive.fold((1e9_f64, f64::MIN_POSITIVE), |(least, most), value| (least.min(value), most.max(value)));
+        let low = least.log10().floor();
+        let high = most.log10().ceil().max(low + 1.0);
         let mut ticks = Vec::new();
         let mut power = low;
         while power <= high {
