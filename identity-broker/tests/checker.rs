@@ -196,8 +196,8 @@ async fn a_new_one_that_entra_does_not_know_yet_is_no_failure() {
     azures.secrets.set("rotating", &[("clientSecret", SECRET.as_bytes())]);
     is(&checker.check(&identity).await, Some(true), "Accepted", &[]);
     azures.secrets.set("rotating", &[("clientSecret", b"next")]);
-    let checked = checker.check(&identity).await;
-    is(&checked, None, "CredentialNotKnown", &["AADSTS7000215", "does not know the new credential"]);
+    let found = checker.check(&identity).await;
+    is(&found, None, "CredentialNotKnown", &["AADSTS7000215", "does not know the new credential"]);
     // An outage does not change what is known.
     azures.secrets.set("rotating", &[("clientSecret", SECRET.as_bytes())]);
     is(&checker.check(&identity).await, Some(true), "Accepted", &[]);
@@ -233,13 +233,13 @@ async fn what_only_nodes_can_try_is_unknown_here() {
     };
     let known = || vec![Arc::new(managed()), named("a", "b"), named("b", "c"), named("c", "a"), named("self", "self")];
     let checker = checker_with(&azures, SignedDuration::ZERO, known());
-    let checked = checker.check(&named("x", "managed")).await;
-    is(&checked, None, "TriedByNodes", &["AzureIdentity ns/managed"]);
-    let checked = checker.check(&named("a", "b")).await;
-    is(&checked, Some(false), "KeyVaultReader", &["a -> b -> c -> a is a circle"]);
-    let checked = checker.check(&named("self", "self")).await;
-    is(&checked, Some(false), "KeyVaultReader", &["self -> self is a circle"]);
-    let checked = checker.check(&named("x", "nobody")).await;
-    is(&checked, Some(false), "KeyVaultReader", &["there is no usable AzureIdentity ns/nobody"]);
+    let found = checker.check(&named("x", "managed")).await;
+    is(&found, None, "TriedByNodes", &["AzureIdentity ns/managed"]);
+    let found = checker.check(&named("a", "b")).await;
+    is(&found, Some(false), "KeyVaultReader", &["a -> b -> c -> a is a circle"]);
+    let found = checker.check(&named("self", "self")).await;
+    is(&found, Some(false), "KeyVaultReader", &["self -> self is a circle"]);
+    let found = checker.check(&named("x", "nobody")).await;
+    is(&found, Some(false), "KeyVaultReader", &["there is no usable AzureIdentity ns/nobody"]);
     assert_eq!(azures.posts(), 0);
 }

@@ -81,7 +81,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     info!(version = VERSION, node = name, "identity-node");
 
     let mut registry = Registry::default();
-    let NodeMetrics { runtime: observer, broker: metrics, events: event_metrics } = NodeMetrics::new(&mut registry, args.probes.compat_metrics);
+    let NodeMetrics { runtime: observer, broker: metrics, events: event_metrics } =
+        NodeMetrics::new(&mut registry, args.probes.compat_metrics);
 
     let published = Arc::new(Published::default());
     let (synced, is_synced) = watch::channel(false);

@@ -2,6 +2,8 @@
 //! what fails says that it is for a while, and when they are back they are asked once for each token, however many pods want
 //! it.
 
+#![allow(clippy::print_stdout, reason = "the figures of a run are worth reading")]
+
 mod load;
 
 use std::{

@@ -3,6 +3,8 @@
 //! rotated twice, and once replaced by something that Entra does not know. Tokens live for seconds here, so that whatever is
 //! wrong with a credential shows within seconds.
 
+#![allow(clippy::print_stdout, reason = "the figures of a run are worth reading")]
+
 mod load;
 
 use std::{

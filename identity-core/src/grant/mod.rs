@@ -1,6 +1,6 @@
 //! The life of a just-in-time grant: (what is persisted, what is known, now) → what to persist next, and what it gives now.
 //!
-//! Values only: [`review`] looks at an `AzureIdentityGrant` as the API server has it, at its binding and at what proves who
+//! Values only: [`review()`] looks at an `AzureIdentityGrant` as the API server has it, at its binding and at what proves who
 //! wrote it, and says what becomes of it. Nothing is remembered between two reviews, so a controller that restarts, or two
 //! that overlap, go on from what is persisted.
 //!

@@ -50,6 +50,7 @@ pub(crate) struct Failure {
 
 /// A token, the first time that the pod was given it.
 #[derive(Clone, Debug, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "as pod.py writes it")]
 pub(crate) struct Token {
     pub(crate) at: f64,
     pub(crate) application: Option<String>,
