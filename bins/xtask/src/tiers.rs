@@ -54,6 +54,8 @@ impl Tier {
             Self::Netns => packages::ensure(packages::NETWORK),
             Self::Kube => {
                 packages::ensure(packages::NETWORK)?;
+                // Tours of the demo let an SDK ask.
+                setup::sdk::ensure()?;
                 setup::kube::assets().map(drop)
             }
             Self::Sdk => {
