@@ -111,7 +111,7 @@ async fn what_the_objects_say() {
         (
             format!("{}{}", to_come.certificate_pem, to_come.key_pem),
             "CertificateNotYetValid",
-            "this node's clock says 20",
+            "by this machine's clock is yet to come",
         ),
         (good.certificate_pem.clone(), "PrivateKeyMissing", "has no private key"),
         (good.key_pem.clone(), "CertificateMissing", "has no certificate"),
