@@ -16,17 +16,22 @@ use identity_broker::{
 use jiff::Timestamp;
 
 const DIRECTORY: &str = "ENTRA_POD_IDENTITY_TEST_JOURNAL";
+/// Whether the request writes by itself, or the thread does.
+const INLINE: &str = "ENTRA_POD_IDENTITY_TEST_INLINE";
 /// In blocks of 512 bytes, as POSIX has it for `ulimit -f` (bash in its own mode: 1024).
 const BLOCKS: usize = 40;
 
 /// Not a test of its own: what [`a_full_disk_refuses_and_leaves_whole_records`] starts with little room.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "started by another test"]
 async fn writer() {
     #[expect(clippy::disallowed_methods, reason = "how the other test tells it")]
     let directory = env::var(DIRECTORY).unwrap();
     let time = || Timestamp::from_second(1_800_000_000).unwrap();
-    let config = JournalConfig { sync_interval: Duration::from_millis(5), ..JournalConfig::new(&directory, "node") };
+    #[expect(clippy::disallowed_methods, reason = "how the other test tells it")]
+    let inline = env::var(INLINE).is_ok();
+    let config =
+        JournalConfig { sync_interval: Duration::from_millis(5), inline, ..JournalConfig::new(&directory, "node") };
     let journal = Journal::open(config, time).unwrap();
     let record = async |name: &str| {
         let address = [10, 42, 0, 7].into();
@@ -43,6 +48,7 @@ async fn writer() {
         }
     }
     let stats = journal.stats();
+    assert_eq!(stats.led > 10, inline, "{stats:?}");
     assert!(written > 20 && refused > 20 && stats.failing, "{written} written, {refused} refused, {stats:?}");
     assert_eq!((stats.records, stats.lost), (written, refused));
 
@@ -67,18 +73,19 @@ async fn writer() {
 
 #[test]
 fn a_full_disk_refuses_and_leaves_whole_records() {
-    let directory = tempfile::tempdir().unwrap();
-    // Ignored, the signal becomes an error of write(2), and stays ignored for what is executed.
-    let script = format!("trap '' XFSZ; ulimit -f {BLOCKS}; exec \"$0\" --exact writer --ignored --nocapture");
-    #[expect(clippy::disallowed_methods, reason = "the process that has little room")]
-    let output = Command::new("sh")
-        .args(["-c", &script])
-        .arg(env::current_exe().unwrap())
-        .env(DIRECTORY, directory.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("1 passed"), "{text}");
+    for inline in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        // Ignored, the signal becomes an error of write(2), and stays ignored for what is executed.
+        let script = format!("trap '' XFSZ; ulimit -f {BLOCKS}; exec \"$0\" --exact writer --ignored --nocapture");
+        #[expect(clippy::disallowed_methods, reason = "the process that has little room")]
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).arg(env::current_exe().unwrap()).env(DIRECTORY, directory.path());
+        if inline {
+            command.env(INLINE, "1");
+        }
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("1 passed"), "{text}");
+    }
 }

@@ -27,6 +27,7 @@ use super::{
     yaml,
 };
 
+const AUDIT: &str = "/var/lib/entra-pod-identity/audit";
 const XTABLES_LOCK: &str = "/run/xtables.lock";
 /// Where the daemon finds the token that identities of type 3 show to Entra.
 const FEDERATION: &str = "/run/entra-pod-identity/federation";
@@ -215,6 +216,7 @@ pub(super) fn node() -> anyhow::Result<String> {
             "--probe-address=127.0.0.1:8085".into(),
             "--metrics-address=127.0.0.1:9090".into(),
             "--log-format=json".into(),
+            format!("--audit-journal={AUDIT}"),
         ]),
         env: Some(vec![
             from_field("NODE_NAME", "spec.nodeName"),
@@ -241,6 +243,7 @@ pub(super) fn node() -> anyhow::Result<String> {
                 read_only: Some(true),
                 ..VolumeMount::default()
             },
+            VolumeMount { name: "audit".into(), mount_path: AUDIT.into(), ..VolumeMount::default() },
         ]),
         ..Container::default()
     };
@@ -280,6 +283,15 @@ pub(super) fn node() -> anyhow::Result<String> {
                             ..Volume::default()
                         },
                         federation(),
+                        // The journal outlives the pod: an upgrade must not take the records with it.
+                        Volume {
+                            name: "audit".into(),
+                            host_path: Some(HostPathVolumeSource {
+                                path: AUDIT.into(),
+                                type_: Some("DirectoryOrCreate".into()),
+                            }),
+                            ..Volume::default()
+                        },
                     ]),
                     ..PodSpec::default()
                 }),

@@ -253,13 +253,15 @@ impl AuditSink for Journal {
     fn record(&self, record: &AuditRecord<'_>) -> impl Future<Output = Result<(), AuditError>> + Send {
         let may_lead = self.inline && turns::has_company() && !self.shared.syncing.is_busy();
         let pushed = self.shared.queue.push(&encode::token_body(record), self.patience, may_lead);
-        let waiting = pushed.map(|(waiting, turn)| {
-            if let Some(taken) = turn {
-                turns::lead(&self.shared, &self.engine, taken);
+        let (shared, engine) = (&self.shared, &self.engine);
+        let pushed = pushed.map(|(waiting, turn)| (waiting, turns::take(shared, engine, turn)));
+        async move {
+            let (waiting, coming) = pushed?;
+            if let Some(coming) = coming {
+                coming.come(engine).await;
             }
-            waiting
-        });
-        async move { waiting?.await }
+            waiting.await
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! What waits to be written, and whose turn it is to write. Whoever takes, takes all at once: so many connections share one
 //! write, and are woken together.
 //!
-//! There is one turn. A request that puts its record in while nobody has it may take it (it leads); while somebody has it
-//! the others wait. Who gives it back looks, under the same lock, whether more has come: then it goes on, or the thread is
-//! woken. All of this is under one lock, so that no record can come between looking and leaving.
+//! There is one turn. A request that puts its record in while nobody has it may take it (it leads). Where much is going on
+//! it comes again for it a moment later instead, when others have put theirs in, too. Who gives the turn back looks whether
+//! more has come that nobody comes for: then it goes on, or the thread is woken. All of this is under one lock, so that no
+//! record can come between looking and leaving.
 
 use std::{
     pin::Pin,
@@ -78,6 +79,10 @@ struct State {
     busy: bool,
     /// What a leader could not write, or not all of it: the thread goes on with it before anything else.
     returned: Option<Taken>,
+    /// So many requests come for the turn in a moment.
+    coming: usize,
+    /// When a leader gave the turn back.
+    released: Option<Instant>,
     /// Until then only the thread writes.
     no_leader_until: Option<Instant>,
     spare: Taken,
@@ -87,6 +92,11 @@ struct State {
 impl State {
     const fn is_empty(&self) -> bool {
         self.ends.is_empty() && self.returned.is_none()
+    }
+
+    /// Something waits that no request comes for.
+    const fn is_forgotten(&self) -> bool {
+        self.returned.is_some() || (self.coming == 0 && !self.ends.is_empty())
     }
 
     fn swap(&mut self, taken: &mut Taken) {
@@ -101,7 +111,7 @@ impl State {
     /// Gives the turn back; whether the thread is to be woken.
     fn release(&mut self) -> bool {
         self.busy = false;
-        (self.thread == Thread::Wants || self.closing || !self.is_empty()) && self.rouse()
+        (self.thread == Thread::Wants || self.closing || self.is_forgotten()) && self.rouse()
     }
 
     /// Whether the thread has to be woken. It is, then.
@@ -117,6 +127,20 @@ pub(super) struct Queue {
     ready: Condvar,
 }
 
+/// Whose turn it is when a record has been put in.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// The caller's. It has to give it back, by [`Queue::next`] or [`Queue::hand_over`].
+    Now(Taken),
+    /// The caller has to come again, by [`Queue::come`], after everybody else who is about to put something in.
+    Soon,
+    /// Somebody else's.
+    Others,
+}
+
+/// A turn that was over so shortly ago is a sign that others come at the same time.
+const BUSY: Duration = Duration::from_micros(100);
+
 /// What the writer has taken.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
@@ -130,14 +154,8 @@ pub(super) struct Taken {
 }
 
 impl Queue {
-    /// Puts a record in; `patience` is how long its writing may take. With records to write when it is the caller's turn:
-    /// only one who `may_lead` is given it, and has to give it back by [`next`](Self::next) or [`hand_over`](Self::hand_over).
-    pub(super) fn push(
-        &self,
-        body: &[u8],
-        patience: Duration,
-        may_lead: bool,
-    ) -> Result<(Waiting, Option<Taken>), AuditError> {
+    /// Puts a record in; `patience` is how long its writing may take. Only one who `may_lead` gets the turn.
+    pub(super) fn push(&self, body: &[u8], patience: Duration, may_lead: bool) -> Result<(Waiting, Turn), AuditError> {
         let mut state = lock(&self.state);
         if state.closing {
             return Err(AuditError("the journal is closed".to_owned()));
@@ -154,23 +172,49 @@ impl Queue {
         let end = state.bodies.len();
         state.ends.push(end);
         let waiting = Waiting { batch: Arc::clone(&state.batch), index, patience, registered: None, guard: None };
-        if state.busy {
-            return Ok((waiting, None));
-        }
-        let leads =
-            may_lead && state.returned.is_none() && state.no_leader_until.is_none_or(|until| until <= Instant::now());
-        if leads {
+        if may_lead && state.returned.is_none() && state.no_leader_until.is_none_or(|until| until <= Instant::now()) {
+            if state.busy || state.coming > 0 || state.released.is_some_and(|at| at.elapsed() < BUSY) {
+                state.coming += 1;
+                return Ok((waiting, Turn::Soon));
+            }
             state.busy = true;
             let mut taken = std::mem::take(&mut state.spare);
             state.swap(&mut taken);
-            return Ok((waiting, Some(taken)));
+            return Ok((waiting, Turn::Now(taken)));
+        }
+        if state.busy {
+            return Ok((waiting, Turn::Others));
         }
         let wake = state.rouse();
         drop(state);
         if wake {
             self.ready.notify_one();
         }
-        Ok((waiting, None))
+        Ok((waiting, Turn::Others))
+    }
+
+    /// Somebody who was to come has come: it is its turn, or somebody else's.
+    pub(super) fn come(&self) -> Option<Taken> {
+        let mut state = lock(&self.state);
+        state.coming -= 1;
+        if state.busy || state.ends.is_empty() || state.returned.is_some() {
+            return None;
+        }
+        state.busy = true;
+        let mut taken = std::mem::take(&mut state.spare);
+        state.swap(&mut taken);
+        Some(taken)
+    }
+
+    /// Somebody who was to come does not.
+    pub(super) fn stay_away(&self) {
+        let mut state = lock(&self.state);
+        state.coming -= 1;
+        let wake = !state.busy && state.is_forgotten() && state.rouse();
+        drop(state);
+        if wake {
+            self.ready.notify_one();
+        }
     }
 
     /// A leader has written `taken`. What has come in the meantime, or the turn is given back. With `rest` the thread alone
@@ -180,12 +224,13 @@ impl Queue {
         if let Some(rest) = rest {
             state.no_leader_until = Some(Instant::now() + rest);
         }
-        if !tired && rest.is_none() && !state.ends.is_empty() {
+        if !tired && rest.is_none() && state.is_forgotten() {
             state.swap(&mut taken);
             return Some(taken);
         }
         taken.batch = Arc::default();
         state.spare = taken;
+        state.released = Some(Instant::now());
         let wake = state.release();
         drop(state);
         if wake {
@@ -424,7 +469,19 @@ mod tests {
                 let mut led = 0;
                 for number in 0..EACH {
                     let body = [task, u8::try_from(number % 251).unwrap()];
-                    let (waiting, mut turn) = queue.push(&body, PATIENCE, number % 5 != 0).unwrap();
+                    let (waiting, turn) = queue.push(&body, PATIENCE, number % 5 != 0).unwrap();
+                    let mut turn = match turn {
+                        Turn::Now(taken) => Some(taken),
+                        Turn::Soon if number % 11 == 0 => {
+                            queue.stay_away();
+                            None
+                        }
+                        Turn::Soon => {
+                            tokio::task::yield_now().await;
+                            queue.come()
+                        }
+                        Turn::Others => None,
+                    };
                     while let Some(taken) = turn {
                         if number % 7 == 0 {
                             queue.hand_over(taken);

@@ -8,7 +8,7 @@ use std::{
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::{
-    queue::{Taken, lock},
+    queue::{Taken, Turn, lock},
     shared::Shared,
     writer::Writer,
 };
@@ -36,9 +36,44 @@ pub(super) fn has_company() -> bool {
     })
 }
 
+/// Uses the turn; or what has to be done for it a moment later.
+pub(super) fn take<'a>(shared: &'a Shared, engine: &Engine, turn: Turn) -> Option<Coming<'a>> {
+    match turn {
+        Turn::Now(taken) => lead(shared, engine, taken),
+        Turn::Soon => return Some(Coming { shared, came: false }),
+        Turn::Others => {}
+    }
+    None
+}
+
+/// A request that comes again for the turn.
+pub(super) struct Coming<'a> {
+    shared: &'a Shared,
+    came: bool,
+}
+
+impl Coming<'_> {
+    /// Lets those first who are about to be served on the same thread: what they put in is written together.
+    pub(super) async fn come(mut self, engine: &Engine) {
+        tokio::task::yield_now().await;
+        self.came = true;
+        if let Some(taken) = self.shared.queue.come() {
+            lead(self.shared, engine, taken);
+        }
+    }
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        if !self.came {
+            self.shared.queue.stay_away();
+        }
+    }
+}
+
 /// Writes what a request was given with its turn, and what comes meanwhile.
 #[expect(clippy::disallowed_methods, reason = "how long a write took: goes into no record")]
-pub(super) fn lead(shared: &Shared, engine: &Engine, taken: Taken) {
+fn lead(shared: &Shared, engine: &Engine, taken: Taken) {
     let began = Instant::now();
     let mut turn = Leading { shared, taken: Some(taken) };
     while let Some(taken) = &turn.taken {
