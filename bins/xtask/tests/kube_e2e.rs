@@ -40,7 +40,14 @@ impl Cluster<'_> {
     fn wait_for_application(&self, pod: &str, wanted: &str) -> anyhow::Result<()> {
         let mut last = String::new();
         let found = clock::wait_for(LIMIT, || {
-            let answer = self.lab.ask(pod, VAULT)?;
+            let answer = match self.lab.ask(pod, VAULT) {
+                // The lab has yet to read the pod's manifest.
+                Err(error) if format!("{error:#}").contains("there is no pod") => {
+                    last = error.to_string();
+                    return Ok(None);
+                }
+                answer => answer?,
+            };
             let application = answer.claims().map(|claims| claims.appid);
             last = format!("{application:?} ({})", answer.status);
             Ok(application.is_ok_and(|application| application == wanted).then_some(()))
