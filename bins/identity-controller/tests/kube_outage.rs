@@ -20,6 +20,9 @@ use support::{
 };
 use tokio::time::Instant;
 
+/// What the controller watches: pods, identities, bindings, assignments and grants.
+const KINDS: usize = 5;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outages() {
     let mut cluster = part("control plane", Cluster::start("")).await;
@@ -113,16 +116,16 @@ async fn outage(cluster: &mut Cluster, controller: &mut Controller, kubeconfig: 
     let failed = failures().await;
 
     cluster.plane.stop_apiserver().await;
-    eventually("every watch to fail", async || failures().await >= failed + 4.0).await;
+    eventually("every watch to fail", async || failures().await >= failed + 5.0).await;
     eventually("the lease to be given up", async || !controller.leads().await).await;
     controller.alive();
     assert!(controller.healthy().await, "an outage is no reason to be restarted");
     assert_eq!(controller.lines(&["cannot write Lease"]).len(), said.0 + 1, "said once");
-    assert_eq!(controller.lines(&["watch failed;"]).len(), said.1 + 4, "said once for each kind");
+    assert_eq!(controller.lines(&["watch failed;"]).len(), said.1 + KINDS, "said once for each kind");
 
     // One that is started meanwhile waits, and says for what.
     let mut late = Controller::spawn(cluster.work.path(), kubeconfig, "late", "3s", &[]).await;
-    eventually("it to have tried", async || late.lines(&["watch failed;"]).len() == 4).await;
+    eventually("it to have tried", async || late.lines(&["watch failed;"]).len() == KINDS).await;
     assert!(late.healthy().await && !late.ready().await);
 
     let began = Instant::now();
@@ -142,10 +145,10 @@ async fn outage(cluster: &mut Cluster, controller: &mut Controller, kubeconfig: 
     let mut after = cluster.assignments(ns).await;
     after.retain(|object| object["spec"]["pod"] != "after");
     assert_eq!(after, before);
-    // Each of the four watches: one that fails, one list, one watch; room for a second round, and the lease's renewals.
+    // Each of the five watches: one that fails, one list, one watch; room for a second round, and the lease's renewals.
     let mut asked = cluster.requests(mark).await;
     asked.retain(|event| event.user == CONTROLLER && event.resource != "leases" && !event.is_write());
-    assert!(asked.len() <= 4 * 6, "{} requests in {took:?}: {asked:?}", asked.len());
+    assert!(asked.len() <= KINDS * 6, "{} requests in {took:?}: {asked:?}", asked.len());
     assert!(took < Duration::from_mins(1));
 }
 
