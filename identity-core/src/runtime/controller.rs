@@ -308,6 +308,9 @@ impl Controller {
         let idle = self.dispatch.is_idle();
         let status = if idle { self.index.plan_status(now) } else { self.index.plan_transitions(now) };
         self.status_due = status.next_due;
+        if !status.actions.is_empty() {
+            debug!(actions = status.actions.len(), boxes_looked_at = self.index.boxes_looked_at(), "planned what is said");
+        }
         self.dispatch.queue_first(status.actions);
         self.dispatch.start();
     }
