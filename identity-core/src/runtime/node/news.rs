@@ -33,13 +33,31 @@ fn name(identity: &Identity) -> Name {
     (identity.object.key(), identity.object.uid.clone())
 }
 
+/// What an assignment gives.
+#[derive(Debug)]
+struct Given {
+    identity: Arc<Identity>,
+    /// When it first said so, in the order of what came.
+    since: u64,
+}
+
+impl Given {
+    /// Which of several that say it differently is the newest. A directory of manifests numbers no generations: there it is
+    /// what came last, for assignments are written from what stands.
+    fn age(&self) -> (i64, u64) {
+        (self.identity.object.generation, self.since)
+    }
+}
+
 /// Who is here, and what was told of it.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     to: Option<mpsc::Sender<News>>,
     pods: HashMap<ObjectKey, Arc<str>>,
     gone: BTreeSet<Arc<str>>,
-    assigned: HashMap<ObjectKey, Arc<Identity>>,
+    assigned: HashMap<ObjectKey, Given>,
+    /// How many different things were given so far.
+    given: u64,
     holders: HashMap<Name, BTreeSet<ObjectKey>>,
     touched: HashSet<Name>,
     told: HashMap<Name, Arc<Identity>>,
@@ -65,8 +83,13 @@ impl Ledger {
 
     /// Which identity an assignment gives now, if it gives one.
     pub(super) fn assignment(&mut self, key: &ObjectKey, identity: Option<Arc<Identity>>) {
+        if let (Some(held), Some(identity)) = (self.assigned.get(key), &identity)
+            && held.identity == *identity
+        {
+            return;
+        }
         if let Some(former) = self.assigned.remove(key) {
-            let name = name(&former);
+            let name = name(&former.identity);
             if let Some(holders) = self.holders.get_mut(&name) {
                 holders.remove(key);
                 if holders.is_empty() {
@@ -79,7 +102,8 @@ impl Ledger {
             let name = name(&identity);
             self.holders.entry(name.clone()).or_default().insert(key.clone());
             self.touched.insert(name);
-            self.assigned.insert(key.clone(), identity);
+            self.given += 1;
+            self.assigned.insert(key.clone(), Given { identity, since: self.given });
         }
     }
 
@@ -103,9 +127,8 @@ impl Ledger {
         for name in std::mem::take(&mut self.touched) {
             let holders = self.holders.get(&name).into_iter().flatten();
             // While assignments are rewritten one after the other, some say what it was.
-            let newest =
-                holders.filter_map(|key| self.assigned.get(key)).max_by_key(|identity| identity.object.generation);
-            let (newest, told) = (newest.cloned(), self.told.get(&name));
+            let newest = holders.filter_map(|key| self.assigned.get(key)).max_by_key(|given| given.age());
+            let (newest, told) = (newest.map(|given| given.identity.clone()), self.told.get(&name));
             match newest {
                 Some(identity) if told.is_some_and(|told| *told == identity) => {}
                 Some(identity) => {
@@ -222,6 +245,47 @@ mod tests {
         ledger.assignment(&key("2"), at("b", 1));
         ledger.tell();
         assert_eq!(told(&mut news), ["a gone", "b of generation 1"]);
+    }
+
+    #[test]
+    fn without_generations_what_came_last_is_the_newest() {
+        let with_client = |client: &str| {
+            let mut object = identity("a");
+            object["spec"]["clientID"] = client.into();
+            Some(Arc::new(Identity::read(&serde_json::from_value(object).unwrap(), false).unwrap()))
+        };
+        let client = |news: &mut mpsc::Receiver<News>| match news.try_recv() {
+            Ok(News::IdentityAssigned(identity)) => identity.client_id.clone().unwrap_or_default().into_string(),
+            other => format!("{other:?}"),
+        };
+        let nothing = "Err(Empty)";
+        // Whichever assignment is the first to be rewritten.
+        for order in [["1", "2", "3"], ["3", "2", "1"], ["2", "3", "1"]] {
+            let (mut ledger, mut news) = rig();
+            for assignment in ["1", "2", "3"] {
+                ledger.assignment(&key(assignment), with_client("old"));
+            }
+            ledger.tell();
+            assert_eq!(client(&mut news), "old");
+            let mut expected = "new";
+            for assignment in order {
+                ledger.assignment(&key(assignment), with_client("new"));
+                ledger.tell();
+                assert_eq!(client(&mut news), expected, "{order:?}");
+                expected = nothing;
+                // A list says it all again, in any order.
+                for again in order {
+                    let held = ledger.assigned.get(&key(again)).map(|given| given.identity.clone());
+                    ledger.assignment(&key(again), held.map(|identity| Arc::new(Identity::clone(&identity))));
+                }
+                ledger.tell();
+                assert_eq!(client(&mut news), nothing, "{order:?}");
+            }
+            // The newest is gone, what was before it is not: that is what there is.
+            ledger.assignment(&key("2"), with_client("old"));
+            ledger.tell();
+            assert_eq!(client(&mut news), "old");
+        }
     }
 
     #[test]
