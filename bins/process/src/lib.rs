@@ -20,6 +20,7 @@
 //! ```
 
 mod clock;
+mod cores;
 mod logs;
 pub mod metrics;
 mod probe;
