@@ -91,6 +91,10 @@ pub struct Approval {
     #[schemars(length(max = 64), inner(length(max = 256)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<String>>,
+    /// Why, for whoever asked and for the audit. Stays as it was said, like the rest of the entry.
+    #[schemars(length(max = 1024))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Who took a grant back.

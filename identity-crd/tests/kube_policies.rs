@@ -220,9 +220,11 @@ async fn approvals_are_only_added(world: &World) {
     let path = at("approved");
     let set =
         async |person: &Person, approvals: Value| person.patch(&path, &json!({"spec": {"approvals": approvals}})).await;
-    let (bob, carla) =
-        (json!({"by": world.bob.name}), json!({"by": world.carla.name, "groups": [world.carla.groups[0]]}));
-    // As `identityctl` does it: what one says oneself, and nothing about others.
+    let (bob, carla) = (
+        json!({"by": world.bob.name, "reason": "known incident"}),
+        json!({"by": world.carla.name, "groups": [world.carla.groups[0]]}),
+    );
+    // By server-side apply one names only oneself.
     let applied = json!({"apiVersion": "aadpodidentity.k8s.io/v1alpha1", "kind": "AzureIdentityGrant", "metadata": {"name": "approved"},
         "spec": {"approvals": [bob]}});
     world.bob.apply(&path, &applied).await.expect("Bob approves");
@@ -233,6 +235,9 @@ async fn approvals_are_only_added(world: &World) {
         "may only be added to",
     );
     refused(set(&world.ann, json!([])).await, "may only be added to");
+    for changed in [json!({"by": world.bob.name}), json!({"by": world.bob.name, "reason": "another one"})] {
+        refused(set(&world.bob, json!([changed])).await, "may only be added to");
+    }
     refused(
         set(&world.bob, json!([merged(&bob, &json!({"groups": ["system:authenticated"]}))])).await,
         "may only be added to",

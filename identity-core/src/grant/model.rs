@@ -168,7 +168,11 @@ impl Model {
             .iter()
             .filter(|(bit, _)| approvals & bit != 0)
             // The requester may well be in the group of approvers.
-            .map(|(_, by)| Approval { by: (*by).into(), groups: (*by != "eve").then(|| vec!["sre".into()]) })
+            .map(|(_, by)| Approval {
+                by: (*by).into(),
+                groups: (*by != "eve").then(|| vec!["sre".into()]),
+                reason: None,
+            })
             .collect();
         (grant.spec.denied, grant.spec.revoked) = (withdrawal(denied), withdrawal(revoked));
         grant.status = status.phase.map(|phase| AzureIdentityGrantStatus {
@@ -181,13 +185,14 @@ impl Model {
         let binding = (view.binding > 0).then(|| {
             let mut binding = AzureIdentityBinding::default();
             binding.metadata.uid = Some(view.binding.to_string());
-            let approvers = Approvers { users: None, groups: Some(vec!["sre".into()]) };
+            let approvers = Approvers { groups: Some(vec!["sre".into()]), ..Approvers::default() };
             binding.spec.time_box = Some(TimeBox {
                 grant: Some(GrantPolicy {
                     required: Some(true),
                     max_duration: format!("{}m", self.bounds.longest),
                     min_approvals: Some(self.bounds.needed),
                     approvers: Some(approvers),
+                    ..GrantPolicy::default()
                 }),
                 ..TimeBox::default()
             });

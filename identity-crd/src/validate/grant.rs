@@ -17,6 +17,8 @@ impl AzureIdentityGrantSpec {
         for (i, approval) in self.approvals.iter().enumerate() {
             at_most_characters(&format!("approvals[{i}].by"), Some(&approval.by), rules::MAX_USER, &mut out);
             time_box::names(&format!("approvals[{i}].groups"), approval.groups.as_ref(), rules::MAX_GROUP, &mut out);
+            let reason = format!("approvals[{i}].reason");
+            at_most_characters(&reason, approval.reason.as_ref(), rules::MAX_REASON, &mut out);
         }
         for (field, withdrawal) in [("denied", &self.denied), ("revoked", &self.revoked)] {
             let Some(withdrawal) = withdrawal else { continue };
