@@ -29,6 +29,7 @@ use crate::{Condition, TimeBox, rules};
 )]
 #[x_kube(
     validation = rules::AZURE_IDENTITY.rule(),
+    validation = rules::PINNED_CLIENT_ID.rule(),
     validation = rules::SELECTOR.rule(),
     validation = rules::WEIGHT.rule(),
     validation = rules::POD_SELECTOR.rule(),
@@ -43,6 +44,12 @@ pub struct AzureIdentityBindingSpec {
     #[schemars(length(max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub azure_identity: Option<String>,
+
+    /// The client id that the identity must have. While it has another, or none, nothing is assigned through this binding,
+    /// so that this is a binding of that client id, whatever becomes of the name. Any when absent.
+    #[schemars(length(max = 256))]
+    #[serde(rename = "clientID", default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
 
     /// Value of the pod label `aadpodidbinding`, compared for equality.
     #[schemars(length(max = 256))]
@@ -73,6 +80,15 @@ pub struct AzureIdentityBindingSpec {
     pub time_box: Option<TimeBox>,
 }
 
+impl AzureIdentityBindingSpec {
+    /// Whether an identity with this client id is one that the binding may be of: without `clientID` any, otherwise the one
+    /// that has it, in whatever case its letters are written. A `clientID` that is empty is no identity's.
+    pub fn may_be_of(&self, client_id: Option<&str>) -> bool {
+        let Some(pinned) = &self.client_id else { return true };
+        !pinned.is_empty() && client_id.is_some_and(|id| id.eq_ignore_ascii_case(pinned))
+    }
+}
+
 /// What the controller last saw of a binding.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -80,7 +96,8 @@ pub struct AzureIdentityBindingStatus {
     /// Unused; kept for the predecessor's objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_replicas: Option<i32>,
-    /// `Valid`: the spec means something; `IdentityFound`: the identity exists; `Open`: its time box is open.
+    /// `Valid`: the spec means something; `IdentityFound`: the identity exists and has the client id that is
+    /// asked for; `Open`: its time box is open.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -68,6 +68,7 @@ async fn what_the_policies_let_pass() {
     only_the_controller_writes_the_status(&world).await;
     removing_the_policy_shows(&plane, &world).await;
     whoever_binds_needs_the_right_to_use(&plane, &world).await;
+    the_right_to_a_client_id_will_do(&plane, &world).await;
     the_node_makes_tokens_for_entra_alone(&plane, &world).await;
 }
 
@@ -234,10 +235,10 @@ async fn approvals_are_only_added(world: &World) {
         set(&world.carla, json!([merged(&bob, &json!({"groups": ["on-call"]})), carla])).await,
         "may only be added to",
     );
-    refused(set(&world.ann, json!([])).await, "may only be added to");
     for changed in [json!({"by": world.bob.name}), json!({"by": world.bob.name, "reason": "another one"})] {
         refused(set(&world.bob, json!([changed])).await, "may only be added to");
     }
+    refused(set(&world.ann, json!([])).await, "may only be added to");
     refused(
         set(&world.bob, json!([merged(&bob, &json!({"groups": ["system:authenticated"]}))])).await,
         "may only be added to",
@@ -377,11 +378,121 @@ async fn whoever_binds_needs_the_right_to_use(plane: &ControlPlane, world: &Worl
     world.controller.patch(&format!("{older}/status"), &status).await.expect("the controller's status");
     delete(&world.admin, &older, &json!({})).await.unwrap();
 
+    not_enforced(world).await;
+}
+
+/// What AKS identity bindings give: a right to a client id, whatever the object is called that has it.
+async fn the_right_to_a_client_id_will_do(plane: &ControlPlane, world: &World) {
+    const MINE: &str = "cccccccc-0000-4000-8000-000000000003";
+    const OTHER: &str = "dddddddd-0000-4000-8000-000000000004";
+    let team = Person { admin: world.admin.clone(), name: "rita@example.com", groups: &["reports-team"] };
+    let binding = |name: &str, spec: Value| {
+        json!({"kind": "AzureIdentityBinding", "apiVersion": "aadpodidentity.k8s.io/v1", "metadata": {"name": name},
+            "spec": merged(&json!({"azureIdentity": "reports", "selector": "app"}), &spec)})
+    };
+    let binds = async |person: &Person, spec: Value| {
+        person.create("azureidentitybindings", "dryRun=All", &binding("b", spec)).await
+    };
+    let bindings = collection("azureidentitybindings");
+
+    // As installed: a warning for those without the right, silence for those with it.
+    plane.apply_yaml(&cluster::read("examples/delegation/aks-role.yaml")).await.unwrap();
+    let pinned = binding("b", json!({"clientID": MINE}));
+    eventually("the role to be known", async || team.warnings(&bindings, &pinned).await.is_empty()).await;
+    let warnings = team.warnings(&bindings, &binding("b", json!({}))).await.join("\n");
+    assert!(warnings.contains("rita@example.com needs the verb `use` on AzureIdentity reports"), "{warnings}");
+    assert!(!warnings.contains("use-managed-identity"), "of a client id nothing was said: {warnings}");
+    let warnings = team.warnings(&bindings, &binding("b", json!({"clientID": OTHER}))).await.join("\n");
+    let said = format!("resources [{OTHER}], verbs [use-managed-identity] gives that");
+    assert!(warnings.contains(&said), "{warnings}");
+
+    plane.apply_yaml(&cluster::read("examples/delegation/enforce.yaml")).await.unwrap();
+    let said = "rita@example.com needs the verb `use` on AzureIdentity reports of namespace default";
+    eventually("the right to be asked for", async || binds(&team, json!({})).await.is_err()).await;
+    binds(&team, json!({"clientID": MINE})).await.expect("her client id");
+    binds(&team, json!({"clientID": MINE.to_uppercase()})).await.expect("in whatever letters");
+    binds(&team, json!({"clientID": MINE, "azureIdentity": "nothing-yet"})).await.expect("whatever has it");
+    for spec in [json!({}), json!({"clientID": null}), json!({"clientID": OTHER})] {
+        refused(binds(&team, spec).await, said);
+    }
+    for spec in [json!({"clientID": ""}), json!({"clientID": "*"}), json!({"clientID": format!("{MINE}/x")})] {
+        let refusal = binds(&team, spec).await.expect_err("no client id");
+        assert_eq!((refusal.code, &refusal.fields[..]), (422, &["spec.clientID".to_owned()][..]), "{refusal:?}");
+    }
+    refused(binds(&world.mallory, json!({"clientID": MINE})).await, "mallory@example.com needs the verb `use`");
+
+    // The role is bound in this namespace alone, and so is the right.
+    let elsewhere = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "elsewhere"}});
+    post(&world.admin, "/api/v1/namespaces", "", &elsewhere).await.unwrap();
+    let there = bindings.replace("/default/", "/elsewhere/");
+    refused(team.post(&there, &pinned).await, "of namespace elsewhere");
+
+    // By other ways to write one.
+    let applied = binding("applied", json!({"clientID": OTHER}));
+    refused(team.apply(&format!("{bindings}/applied"), &applied).await, said);
+    let mut generated = binding("", json!({"clientID": OTHER}));
+    generated["metadata"] = json!({"generateName": "b-"});
+    refused(team.create("azureidentitybindings", "", &generated).await, said);
+
+    // The pin stays: without it, or with another, the right by name is needed.
+    team.create("azureidentitybindings", "", &binding("mine", json!({"clientID": MINE}))).await.expect("hers");
+    let mine = format!("{bindings}/mine");
+    for change in [
+        json!({"clientID": null}),
+        json!({"clientID": OTHER}),
+        json!({"clientID": null, "azureIdentity": "other"}),
+        json!({"clientID": OTHER, "selector": "mine"}),
+    ] {
+        let refusal = team.patch(&mine, &json!({"spec": change})).await.expect_err("the pin");
+        assert!(refusal.code == 403 && refusal.message.contains("needs the verb `use`"), "{change}: {refusal:?}");
+    }
+    let unpinned = binding("mine", json!({}));
+    refused(team.put(&mine, &unpinned).await, said);
+    team.patch(&mine, &json!({"spec": {"selector": "mine"}})).await.expect("the rest is hers");
+    team.patch(&mine, &json!({"spec": {"azureIdentity": "renamed"}})).await.expect("whatever has it");
+    refused(world.mallory.patch(&mine, &json!({"spec": {"selector": "x"}})).await, "needs the verb `use`");
+    // Not by the back door of the status either: it carries no spec.
+    let smuggled = json!({"spec": {"clientID": OTHER}, "status": {"matchedPods": 1}});
+    let stored = world.controller.patch(&format!("{mine}/status"), &smuggled).await.expect("the spec is dropped");
+    assert_eq!(stored["spec"]["clientID"], MINE);
+    // Somebody with the right by name may drop it.
+    let by_name = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "use-renamed"}, "rules": [{"apiGroups": [identity_crd::GROUP],
+            "resources": ["azureidentities"], "resourceNames": ["renamed"], "verbs": ["use"]}]});
+    let roles = format!("{RBAC}/namespaces/default");
+    post(&world.admin, &format!("{roles}/roles"), "", &by_name).await.unwrap();
+    let bound = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "use-renamed"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "use-renamed"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": world.mallory.name}]});
+    post(&world.admin, &format!("{roles}/rolebindings"), "", &bound).await.unwrap();
+    eventually("the right by name", async || {
+        world.mallory.patch(&mine, &json!({"spec": {"clientID": null}})).await.is_ok()
+    })
+    .await;
+
+    // AKS binds its ClusterRole in the whole cluster.
+    let everywhere = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "as-in-aks"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+            "name": format!("use-mi-{MINE}")},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": team.name}]});
+    post(&world.admin, &format!("{RBAC}/clusterrolebindings"), "", &everywhere).await.unwrap();
+    eventually("the right everywhere", async || team.post(&there, &pinned).await.is_ok()).await;
+    not_enforced(world).await;
+}
+
+/// Takes the refusals back.
+async fn not_enforced(world: &World) {
     let enforced = policies::enforced_delegation().metadata.name.unwrap();
     delete(&world.admin, &format!("{ADMISSION}/validatingadmissionpolicybindings/{enforced}"), &json!({}))
         .await
         .unwrap();
-    eventually("nobody to be refused again", async || binds(&world.mallory, "b", "reader").await.is_ok()).await;
+    let binding = json!({"kind": "AzureIdentityBinding", "apiVersion": "aadpodidentity.k8s.io/v1",
+        "metadata": {"name": "probe"}, "spec": {"azureIdentity": "nobodys", "selector": "app"}});
+    eventually("nobody to be refused again", async || {
+        world.mallory.create("azureidentitybindings", "dryRun=All", &binding).await.is_ok()
+    })
+    .await;
 }
 
 async fn the_node_makes_tokens_for_entra_alone(plane: &ControlPlane, world: &World) {

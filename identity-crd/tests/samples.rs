@@ -71,7 +71,7 @@ fn every_example_means_something() {
         assert_eq!(violations, [], "{file}");
         directories.insert(file.split('/').next().unwrap().to_owned());
     }
-    for expected in ["demo", "federated", "federated-pod", "grant", "key-vault", "time-box"] {
+    for expected in ["delegation", "demo", "federated", "federated-pod", "grant", "key-vault", "time-box"] {
         assert!(directories.contains(expected), "no object in examples/{expected}: {directories:?}");
     }
 }

@@ -326,6 +326,9 @@ impl Index {
         let Some(identity) = self.identities.get(name) else {
             return recorder.check(false, || format!("identity {name} does not exist: create it"));
         };
+        if let Some(wrong) = other_client_id(binding, identity) {
+            return recorder.check(false, || wrong.words(name));
+        }
         if let Err(error) = &identity.usable {
             return recorder.check(false, || format!("identity {name} cannot be used: {error}"));
         }
@@ -348,6 +351,33 @@ impl Index {
     ) -> bool {
         reaches(&key.namespace, pod, self.options.cluster_wide, recorder)
             && binding.selection.selects_because(pod, recorder)
+    }
+}
+
+/// The client id that a binding asks for, and the one that its identity has instead.
+pub(super) struct OtherClientId<'a> {
+    wanted: &'a str,
+    has: Option<&'a str>,
+}
+
+/// What is wrong when a binding says which client id its identity has, and it has not.
+///
+/// Not a matter of form: who had the right to that client id alone could write such a binding
+/// ([`identity_crd::policies::delegation`]), so that it must never become one of another identity.
+pub(super) fn other_client_id<'a>(binding: &'a BindingState, identity: &'a IdentityState) -> Option<OtherClientId<'a>> {
+    let (spec, has) = (&binding.object.spec, identity.object.spec.client_id.as_deref());
+    let wanted = spec.client_id.as_deref().filter(|_| !spec.may_be_of(has))?;
+    Some(OtherClientId { wanted, has: has.filter(|id| !id.is_empty()) })
+}
+
+impl OtherClientId<'_> {
+    pub(super) fn words(&self, identity: &ObjectKey) -> String {
+        let has = self.has.map_or_else(|| "says none".into(), |id| format!("has client id `{id}`"));
+        format!(
+            "spec.clientID: the binding is for client id `{}`, and AzureIdentity `{}` {has}: nothing is assigned until they \
+             are the same",
+            self.wanted, identity.name
+        )
     }
 }
 

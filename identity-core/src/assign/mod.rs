@@ -55,7 +55,7 @@ use status::StatusBook;
 
 /// Type of the condition: the spec means something and can be used.
 pub const VALID: &str = "Valid";
-/// Type of a binding's condition: its identity exists.
+/// Type of a binding's condition: its identity exists, and has the client id that the binding asks for.
 pub const IDENTITY_FOUND: &str = "IdentityFound";
 /// Type of an identity's condition: Entra takes its credential. Only of identities that have one of their own.
 pub const CREDENTIAL_READY: &str = "CredentialReady";
@@ -65,6 +65,8 @@ pub const OPEN: &str = "Open";
 pub const TOKENS_OUTLIVE_BOX: &str = "TokensOutliveBox";
 /// Reason of a binding's `Valid=False`: its identity exists, but cannot be used.
 pub const IDENTITY_UNUSABLE: &str = "IdentityUnusable";
+/// Reason of a binding's `IdentityFound=False`: its identity exists, but not with the client id that the binding asks for.
+pub const OTHER_CLIENT_ID: &str = "OtherClientID";
 /// Label that marks an assignment as ours (Kubernetes "Recommended Labels").
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Its value.

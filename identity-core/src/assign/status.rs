@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Action, BindingState, CREDENTIAL_READY, IDENTITY_FOUND, IDENTITY_UNUSABLE, IdentityState, Index, Notice, OPEN,
-    Outcome, StatusPlan, StatusTarget, StatusUpdate, TOKENS_OUTLIVE_BOX, VALID, boxes::BoxStatus,
+    OTHER_CLIENT_ID, Outcome, StatusPlan, StatusTarget, StatusUpdate, TOKENS_OUTLIVE_BOX, VALID, boxes::BoxStatus,
+    join::other_client_id,
 };
 use crate::{
     lookup::IdentityError,
@@ -282,7 +283,10 @@ impl Index {
                 ),
                 generation,
             ),
-            Some((_, Some(_))) => condition(IDENTITY_FOUND, true, "Found", "", generation),
+            Some((name, Some(identity))) => match other_client_id(state, identity) {
+                Some(wrong) => condition(IDENTITY_FOUND, false, OTHER_CLIENT_ID, &wrong.words(name), generation),
+                None => condition(IDENTITY_FOUND, true, "Found", "", generation),
+            },
         };
         let violations = state.object.spec.validate();
         let unusable = found.and_then(|(name, state)| Some((name, state?.usable.as_ref().err()?)));

@@ -10,6 +10,15 @@ pub(crate) const AZURE_IDENTITY: Check = Check {
     cel: || format!("has(self.azureIdentity) && self.azureIdentity.matches(r'{}')", pattern::OBJECT_NAME),
 };
 
+pub(crate) const PINNED_CLIENT_ID: Check = Check {
+    field: "clientID",
+    message: "not a GUID; `az identity show --query clientId` or `az ad sp show --query appId` prints it; leave it out for \
+              an identity of any client id",
+    required: false,
+    // What a template left empty does not mean "any".
+    cel: || format!("!has(self.clientID) || self.clientID.matches(r'{}')", pattern::GUID),
+};
+
 pub(crate) const SELECTOR: Check = Check {
     field: "selector",
     message: "no pod label can have this value: up to 63 letters, digits, `-`, `_` and `.`, beginning and ending with \

@@ -176,6 +176,8 @@ impl AzureIdentityBindingSpec {
         let mut out = Vec::new();
         at_most_characters("azureIdentity", self.azure_identity.as_ref(), rules::MAX_OBJECT_NAME, &mut out);
         rules::AZURE_IDENTITY.unless(self.azure_identity.as_deref().is_some_and(form::is_object_name), &mut out);
+        at_most_characters("clientID", self.client_id.as_ref(), rules::MAX_ID, &mut out);
+        rules::PINNED_CLIENT_ID.unless(self.client_id.as_deref().is_none_or(form::is_guid), &mut out);
         rules::SELECTOR.unless(
             self.selector.as_deref().is_none_or(|s| s.len() <= rules::MAX_LABEL && form::is_label_value(s)),
             &mut out,

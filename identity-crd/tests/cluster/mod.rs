@@ -135,13 +135,27 @@ pub(crate) struct Person {
 
 impl Person {
     async fn send(&self, method: &str, uri: &str, content_type: &str, object: &Value) -> Result<Value, Refusal> {
+        let request = self.request(method, uri, content_type);
+        let body = if object.is_null() { Vec::new() } else { serde_json::to_vec(object).unwrap() };
+        answer(&self.admin, request.body(body).unwrap()).await
+    }
+
+    fn request(&self, method: &str, uri: &str, content_type: &str) -> http::request::Builder {
         let mut request = http::Request::builder().method(method).uri(uri).header("content-type", content_type);
         request = request.header("Impersonate-User", self.name);
         for group in self.groups {
             request = request.header("Impersonate-Group", *group);
         }
-        let body = if object.is_null() { Vec::new() } else { serde_json::to_vec(object).unwrap() };
-        answer(&self.admin, request.body(body).unwrap()).await
+        request
+    }
+
+    /// What `kubectl` would print beside the answer to a creation in a namespace that goes through.
+    pub(crate) async fn warnings(&self, collection: &str, object: &Value) -> Vec<String> {
+        let request = self.request("POST", &format!("{collection}?dryRun=All"), "application/json");
+        let request = request.body(serde_json::to_vec(object).unwrap().into()).unwrap();
+        let answer = self.admin.send(request).await.unwrap();
+        assert!(answer.status().is_success(), "{answer:?}");
+        answer.headers().get_all("warning").iter().map(|text| text.to_str().unwrap().to_owned()).collect()
     }
 
     pub(crate) async fn create(&self, plural: &str, query: &str, object: &Value) -> Result<Value, Refusal> {
@@ -154,6 +168,13 @@ impl Person {
 
     pub(crate) async fn patch(&self, path: &str, change: &Value) -> Result<Value, Refusal> {
         self.send("PATCH", path, "application/merge-patch+json", change).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, object: &Value) -> Result<Value, Refusal> {
+        let there = get(&self.admin, path).await?;
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = there["metadata"]["resourceVersion"].clone();
+        self.send("PUT", path, "application/json", &object).await
     }
 
     /// Server-side apply.

@@ -141,6 +141,14 @@ fn predecessors() -> Vec<Case> {
             binding(json!({"selector": null, "serviceAccounts": ["default", "a.b"]})),
             Accepted,
         ),
+        of_binding(
+            "pinned to a client id",
+            binding(json!({"clientID": "0a0b0c0d-0000-0000-0000-00000000000F"})),
+            Accepted,
+        ),
+        of_binding("a client id that is none", binding(json!({"clientID": "demo"})), Refused(&["spec.clientID"])),
+        of_binding("a client id left empty", binding(json!({"clientID": ""})), Refused(&["spec.clientID"])),
+        of_binding("no client id", binding(json!({"clientID": null})), Accepted),
         of_binding("no service accounts", binding(json!({"serviceAccounts": []})), Accepted),
         of_binding(
             "expressions",

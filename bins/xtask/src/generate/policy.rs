@@ -46,9 +46,10 @@ pub(super) fn grants() -> anyhow::Result<String> {
 pub(super) fn delegation() -> anyhow::Result<String> {
     render(
         &[
-            "Whoever creates or changes an AzureIdentityBinding needs the verb `use` on the AzureIdentity that it names. As",
-            "installed it is said as a warning and noted in the API server's audit, and nothing is refused: existing manifests",
-            "go on applying. examples/delegation/enforce.yaml refuses; deleting this binding switches the warnings off.",
+            "Whoever creates or changes an AzureIdentityBinding needs the verb `use` on the AzureIdentity that it names, or, as",
+            "AKS identity bindings have it, `use-managed-identity` on the client id in its spec.clientID. As installed it is",
+            "said as a warning and noted in the API server's audit, and nothing is refused: existing manifests go on applying.",
+            "examples/delegation/enforce.yaml refuses; deleting this binding switches the warnings off.",
         ],
         &[policies::delegation()],
     )
@@ -58,8 +59,9 @@ pub(super) fn delegation() -> anyhow::Result<String> {
 pub(super) fn enforced_delegation() -> anyhow::Result<String> {
     Ok(yaml::render(
         &[
-            "Refuses what deploy/admission-policy-delegation.yaml warns of. Give the right `use` first, as in role.yaml, to",
-            "people and tools that create bindings. Deleting this takes it back to warnings.",
+            "Refuses what deploy/admission-policy-delegation.yaml warns of. Give the right `use` first, as in role.yaml (or the",
+            "one to a client id, as in aks-role.yaml), to people and tools that create bindings. Deleting this takes it back to",
+            "warnings.",
         ],
         &[yaml::document(&policies::enforced_delegation())?],
     ))
