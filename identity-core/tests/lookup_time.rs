@@ -99,7 +99,7 @@ fn a_clock_that_goes_back_reopens_nothing() {
 
 #[test]
 fn grants_open_what_takes_them() {
-    let grant = |until: &str| Some(AssignedGrant { name: "g".into(), until: until.into() });
+    let grant = |until: &str| Some(AssignedGrant::new("g", until));
     let case = |spec: &Value, until: &str, now: &str| {
         let mut object = through(&boxed("b", spec));
         object.spec.grant = grant(until).filter(|grant| !grant.until.is_empty());
@@ -195,7 +195,7 @@ fn the_reasons_in_words() {
     let mut sudo = nightly();
     sudo["grant"] = json!({"maxDuration": "2h"});
     let mut object = through(&boxed("b", &sudo));
-    object.spec.grant = Some(AssignedGrant { name: "g".into(), until: "2026-11-25T11:00:00Z".into() });
+    object.spec.grant = Some(AssignedGrant::new("g", "2026-11-25T11:00:00Z"));
     let mut index = node(&[object]);
     let key = pod_at("demo", "web", "u1", "10.0.0.1").key();
     let texts = ["25T00:30", "25T10:00", "25T12:00"].map(|now| index.explain(&key, &REQUEST, at(now)).to_string());

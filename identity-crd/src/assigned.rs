@@ -3,7 +3,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::{AzureIdentity, AzureIdentityBinding};
+use crate::{AzureIdentity, AzureIdentityBinding, ForeignFields};
 
 /// The controller's word that a pod may use an identity; nodes decide from these alone.
 ///
@@ -67,6 +67,17 @@ pub struct AssignedGrant {
     /// The instant at which it ends, RFC 3339; one that cannot be read is over.
     #[serde(default)]
     pub until: String,
+    /// What this version does not know: with any of it the grant counts for nothing.
+    #[schemars(skip)]
+    #[serde(flatten)]
+    pub foreign: ForeignFields,
+}
+
+impl AssignedGrant {
+    /// The grant of this name that ends at this instant.
+    pub fn new(name: impl Into<String>, until: impl Into<String>) -> Self {
+        Self { name: name.into(), until: until.into(), foreign: ForeignFields::default() }
+    }
 }
 
 /// How far an assignment has got, in the predecessor's words.

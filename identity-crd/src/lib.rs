@@ -28,6 +28,7 @@ mod condition;
 mod credential;
 mod definitions;
 mod exception;
+mod foreign;
 mod form;
 mod grant;
 mod identity;
@@ -47,6 +48,7 @@ pub use condition::{Condition, ConditionStatus, find_condition, set_condition};
 pub use credential::{FEDERATED_AUDIENCE, FederatedCredential, FederatedSubject, KeyVaultReference, SecretReference};
 pub use definitions::crds;
 pub use exception::{AzurePodIdentityException, AzurePodIdentityExceptionSpec, AzurePodIdentityExceptionStatus};
+pub use foreign::ForeignFields;
 pub use grant::{
     Approval, AzureIdentityGrant, AzureIdentityGrantSpec, AzureIdentityGrantStatus, GrantPhase, Withdrawal,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{form, rules};
+use crate::{ForeignFields, form, rules};
 
 /// Static bounds, recurring windows, and grants for the time in between.
 ///
@@ -34,6 +34,10 @@ pub struct TimeBox {
     /// Just-in-time access by `AzureIdentityGrant` (on a binding only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<GrantPolicy>,
+    /// What this version does not know: with any of it the box is closed.
+    #[schemars(skip)]
+    #[serde(flatten)]
+    pub foreign: ForeignFields,
 }
 
 /// A recurring window of time.
@@ -63,6 +67,10 @@ pub struct Window {
     #[schemars(length(max = 64), inner(length(max = 32)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude_dates: Option<Vec<String>>,
+    /// What this version does not know: with any of it the whole box is closed.
+    #[schemars(skip)]
+    #[serde(flatten)]
+    pub foreign: ForeignFields,
 }
 
 /// Whether and how a binding is opened by `AzureIdentityGrant`.
@@ -88,6 +96,10 @@ pub struct GrantPolicy {
     /// Who may approve and deny; nobody when empty or absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approvers: Option<Approvers>,
+    /// What this version does not know: with any of it the whole box is closed.
+    #[schemars(skip)]
+    #[serde(flatten)]
+    pub foreign: ForeignFields,
 }
 
 /// Who may approve grants of a binding.
@@ -106,6 +118,37 @@ pub struct Approvers {
     #[schemars(length(max = 64), inner(length(max = 256)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<String>>,
+    /// What this version does not know: with any of it the whole box is closed.
+    #[schemars(skip)]
+    #[serde(flatten)]
+    pub foreign: ForeignFields,
+}
+
+impl TimeBox {
+    /// JSON paths below the box of the fields that this version does not know, such as `windows[1].timezone`. With any of
+    /// them the box is closed: nobody here can tell what they forbid.
+    ///
+    /// ```
+    /// # fn main() -> serde_json::Result<()> {
+    /// let newer: identity_crd::TimeBox = serde_json::from_str(r#"{"windows": [{"schedule": "0 0 * * *", "onlyIf": {}}]}"#)?;
+    /// assert_eq!(newer.foreign_fields(), ["windows[0].onlyIf"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn foreign_fields(&self) -> Vec<String> {
+        let below = |part: &str, foreign: &ForeignFields| {
+            foreign.names().map(|name| format!("{part}{name}")).collect::<Vec<_>>()
+        };
+        let mut out = below("", &self.foreign);
+        for (i, window) in self.windows.iter().flatten().enumerate() {
+            out.extend(below(&format!("windows[{i}]."), &window.foreign));
+        }
+        if let Some(grant) = &self.grant {
+            out.extend(below("grant.", &grant.foreign));
+            out.extend(grant.approvers.iter().flat_map(|a| below("grant.approvers.", &a.foreign)));
+        }
+        out
+    }
 }
 
 impl GrantPolicy {

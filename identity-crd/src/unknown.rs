@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(unknown("AzureIdentity", &identity), [""; 0]);
         let grant = json!({"spec": {
             "bindingName": "b", "podName": "p", "reason": "r", "duration": "d", "requestedBy": "a",
-            "requesterGroups": ["g"], "approvals": [{"by": "b", "groups": ["g"]}],
+            "requesterGroups": ["g"], "approvals": [{"by": "b", "groups": ["g"], "reason": "r"}],
             "denied": {"by": "b", "reason": "r"}, "revoked": {"by": "b", "reason": "r"}}});
         assert_eq!(unknown("AzureIdentityGrant", &grant), [""; 0]);
         let assigned = json!({
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(
             unknown("AzureIdentityGrant", &wrong),
             [
-                "spec.approvals[0].user: unknown field; known here: by, groups",
+                "spec.approvals[0].user: unknown field; known here: by, groups, reason",
                 "spec.revoked.because: unknown field; known here: by, reason",
             ]
         );

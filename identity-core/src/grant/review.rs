@@ -2,7 +2,7 @@
 
 use identity_crd::{
     AssignedGrant, AzureIdentityBinding, AzureIdentityGrant, AzureIdentityGrantStatus, Condition, GrantPhase,
-    GrantPolicy, parse_duration, set_condition,
+    GrantPolicy, TimeBox, parse_duration, set_condition,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -90,7 +90,7 @@ pub struct Stamp {
 
 impl From<&Stamp> for AssignedGrant {
     fn from(stamp: &Stamp) -> Self {
-        Self { name: stamp.name.clone(), until: stamp.until.to_string() }
+        Self::new(&*stamp.name, stamp.until.to_string())
     }
 }
 
@@ -389,6 +389,16 @@ fn while_pending(
     }
     if binding.metadata.deletion_timestamp.is_some() {
         return stand(GrantPhase::Pending, format!("AzureIdentityBinding {} is being deleted", spec.binding_name));
+    }
+    if let Some(foreign) = binding.spec.time_box.iter().flat_map(TimeBox::foreign_fields).next() {
+        return stand(
+            GrantPhase::Pending,
+            format!(
+                "spec.timeBox.{foreign} of AzureIdentityBinding {} is not known to this version, which cannot tell what it \
+                 asks of a grant; correct the name, remove it, or upgrade",
+                spec.binding_name
+            ),
+        );
     }
     // Whole seconds, so that what is written is what is meant.
     let from = Timestamp::from_second(now.as_second()).unwrap_or(now);

@@ -275,7 +275,11 @@ impl Assignment {
             gate: gate(boxes.0, boxes.1),
             granted: spec.grant.as_ref().map(|grant| Granted {
                 name: grant.name.as_str().into(),
-                until: grant.until.parse().unwrap_or(Timestamp::MIN),
+                // Nobody here can tell what a field that is not known forbids.
+                until: Some(grant)
+                    .filter(|grant| grant.foreign.is_empty())
+                    .and_then(|grant| grant.until.parse().ok())
+                    .unwrap_or(Timestamp::MIN),
             }),
         })
     }

@@ -115,7 +115,7 @@ pub struct Assignment {
 pub struct Granted {
     /// Name of the `AzureIdentityGrant`, in the pod's namespace.
     pub name: Box<str>,
-    /// Its end, the beginning of time when that cannot be read.
+    /// Its end, the beginning of time when that, or anything else of it, cannot be read.
     pub until: Timestamp,
 }
 

@@ -47,6 +47,9 @@ pub enum Problem {
         /// `notAfter`.
         after: Timestamp,
     },
+    /// Nobody here can tell what it forbids.
+    #[error("is not known to this version, which cannot tell what it forbids; correct the name, remove it, or upgrade")]
+    Foreign,
     /// `grant` that is not required, and nothing else that closes the box.
     #[error(
         "without windows the binding would always be open, and a grant open nothing: give windows, or set required: true"

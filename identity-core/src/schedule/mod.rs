@@ -21,6 +21,8 @@
 //!   the end of the gap; what it shows twice when it is put back happens once, the first time.
 //! * `excludeDates` leaves out the openings that the schedule has on these dates. A window that has opened the day before
 //!   goes on over midnight.
+//! * A field that this version does not know closes the box: a newer version has added it, or it is a typing error, and what
+//!   it forbids is known to neither.
 //!
 //! ```
 //! use identity_core::schedule::TimeBox;

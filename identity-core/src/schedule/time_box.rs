@@ -49,8 +49,12 @@ fn instant(text: Option<&String>, field: String) -> Result<Option<Timestamp>, Sc
 }
 
 impl TimeBox {
-    /// Compiles bounds and windows; `field` is the JSON path of the box, for the errors.
+    /// Compiles bounds and windows; `field` is the JSON path of the box, for the errors. A box in which anything is not
+    /// known (its `grant` included) is none that can be compiled.
     pub fn compile(spec: &crd::TimeBox, field: &str) -> Result<Self, ScheduleError> {
+        if let Some(foreign) = spec.foreign_fields().first() {
+            return Err(ScheduleError::new(format!("{field}.{foreign}"), Problem::Foreign));
+        }
         let not_before = instant(spec.not_before.as_ref(), format!("{field}.notBefore"))?;
         let not_after = instant(spec.not_after.as_ref(), format!("{field}.notAfter"))?;
         if let (Some(before), Some(after)) = (not_before, not_after)

@@ -30,8 +30,7 @@ pub(crate) fn time_box(kind: u8) -> Option<TimeBox> {
 
 /// A grant that ends at an hour; past 20 nobody can read when.
 pub(crate) fn grant(hour: u8) -> AssignedGrant {
-    let until = if hour > 20 { "soon".into() } else { at(2 * i64::from(hour)).to_string() };
-    AssignedGrant { name: "g".into(), until }
+    AssignedGrant::new("g", if hour > 20 { "soon".into() } else { at(2 * i64::from(hour)).to_string() })
 }
 
 /// Whether a box is open at a half-hour.

@@ -136,13 +136,13 @@ impl Boxed<'_> {
             let schedule = w.fields[from..].iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join(" ");
             let time_zone = (w.clock.name != "UTC" || w.duration != 3600).then(|| w.clock.name.to_owned());
             let exclude_dates = (!w.excluded.is_empty()).then(|| w.excluded.iter().map(Date::to_string).collect());
-            identity_crd::Window { schedule, duration: format!("{}s", w.duration), time_zone, exclude_dates }
+            identity_crd::Window { schedule, duration: format!("{}s", w.duration), time_zone, exclude_dates, ..Default::default() }
         });
         TimeBox {
             not_before: self.not_before.map(text),
             not_after: self.not_after.map(text),
             windows: (!self.windows.is_empty()).then(|| windows.collect()),
-            grant: None,
+            ..TimeBox::default()
         }
     }
 
@@ -334,6 +334,7 @@ fn what_the_page_says() {
             time_zone: Some(zone.into()),
             // On the day after the opening it says nothing.
             exclude_dates: Some(vec!["2026-11-28".into()]),
+            ..identity_crd::Window::default()
         };
         let spec = TimeBox { windows: Some(vec![window]), ..TimeBox::default() };
         let state = identity_core::schedule::TimeBox::compile(&spec, "spec.timeBox").unwrap().at(at(now));

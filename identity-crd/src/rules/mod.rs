@@ -73,6 +73,11 @@ pub(crate) const MAX_GROUP: usize = 256;
 /// Longest reason.
 pub(crate) const MAX_REASON: usize = 1024;
 
+/// Of a field that this version does not know, in a part that narrows access. What the API server says of it is its own
+/// warning: the schema has no such field.
+pub(crate) const FOREIGN: &str = "not known to this version, which cannot tell what it forbids: the box is closed; correct the \
+                                  name, remove it, or upgrade";
+
 /// One rule.
 pub(crate) struct Check {
     /// JSON path below the struct that the rule is about: `spec`, or a part of it.

@@ -21,6 +21,9 @@ pub(super) fn names(field: &str, names: Option<&Vec<String>>, max: usize, out: &
 
 pub(super) fn validate(time_box: &TimeBox, out: &mut Vec<Violation>) {
     const PART: &str = "spec.timeBox";
+    for field in time_box.foreign_fields() {
+        out.push(Violation::new(format!("{PART}.{field}"), rules::FOREIGN));
+    }
     at_most_characters("timeBox.notBefore", time_box.not_before.as_ref(), rules::MAX_TIME, out);
     at_most_characters("timeBox.notAfter", time_box.not_after.as_ref(), rules::MAX_TIME, out);
     let bound = |text: &Option<String>| text.as_deref().is_none_or(form::is_instant);
@@ -67,7 +70,7 @@ fn validate_grant(grant: &GrantPolicy, out: &mut Vec<Violation>) {
     let approvals = usize::try_from(grant.min_approvals.unwrap_or(1));
     rules::MIN_APPROVALS.unless_at(PART, approvals.is_ok_and(|n| n <= rules::MAX_APPROVALS), out);
 
-    let Some(Approvers { users, groups }) = &grant.approvers else { return };
+    let Some(Approvers { users, groups, .. }) = &grant.approvers else { return };
     let [user_count, group_count] = [users, groups].map(|list| list.as_ref().map_or(0, Vec::len));
     let enough = user_count == 0 || group_count > 0 || approvals.is_ok_and(|n| user_count >= n) || approvals.is_err();
     rules::ENOUGH_APPROVERS.unless_at(PART, enough, out);
