@@ -25,6 +25,7 @@ mod object;
 mod observed;
 mod plan;
 mod status;
+mod told;
 
 pub use action::{
     Action, Apply, CredentialVerdict, Delete, Event, GrantReference, Notice, Options, Outcome, Precondition, Relist,
@@ -32,6 +33,7 @@ pub use action::{
 };
 pub use grants::{GrantUpdate, ProofAnswer};
 pub use object::node_label;
+pub use told::{SeriesId, Telling, Told, ToldNext, ToldOutcome, ToldReason};
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -112,6 +114,7 @@ pub struct Index {
     statuses: StatusBook,
     boxes: Boxes,
     grants: Grants,
+    told: Told,
 }
 
 /// Which pod, through which binding.
@@ -179,6 +182,7 @@ impl Index {
             holds: HashMap::new(),
             boxes: Boxes::default(),
             grants: Grants::default(),
+            told: Told::default(),
         }
     }
 
@@ -199,6 +203,11 @@ impl Index {
             Event::Credential(verdict) => self.set_credential(*verdict),
             Event::Relist(list) => self.relist(list),
         }
+    }
+
+    /// What people are to be told of assignments that come and go.
+    pub const fn tellings(&mut self) -> &mut Told {
+        &mut self.told
     }
 
     /// Whether every kind was listed once, so that what is not there is known to be absent. Grants do not count: a cluster

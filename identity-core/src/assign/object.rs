@@ -20,7 +20,7 @@ const MAX_NAME: usize = 63;
 /// Hexadecimal digits of the hash in a name (80 bits).
 const HASH: usize = 20;
 
-fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+pub(super) fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let mut hasher = Sha256::new();
     for part in parts {
         // The length keeps ("ab", "c") and ("a", "bc") apart.

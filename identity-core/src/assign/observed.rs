@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use identity_crd::AzureAssignedIdentity;
 
 use super::{
-    Index, MANAGED_BY_LABEL, MANAGED_BY_VALUE, Precondition,
+    Index, MANAGED_BY_LABEL, MANAGED_BY_VALUE, Precondition, ToldReason,
     join::{gone, key_of},
     object::relevant,
     plan::Hold,
@@ -62,6 +62,12 @@ pub(super) fn older(version: &Precondition, held: &Precondition) -> bool {
 
 impl Index {
     pub(super) fn observe(&mut self, object: &AzureAssignedIdentity) {
+        let tried = self.holds.contains_key(&key_of(&object.metadata));
+        self.observe_tried(object, tried);
+    }
+
+    /// `tried`: this index has asked for it.
+    pub(super) fn observe_tried(&mut self, object: &AzureAssignedIdentity, tried: bool) {
         let key = key_of(&object.metadata);
         let seen = Observed::from(object);
         // A late word of something that was deleted at our request.
@@ -73,6 +79,9 @@ impl Index {
         }
         if self.observed.get(&key).is_none_or(|held| held.version != seen.version) {
             self.release(&key);
+        }
+        if tried && seen.ours && !seen.deleting && !self.observed.contains_key(&key) {
+            self.told.happened(ToldReason::Assigned, object);
         }
         self.forget_pod(&key);
         self.by_pod.entry(seen.pod.clone()).or_default().insert(key.clone());
@@ -126,7 +135,9 @@ impl Index {
 
     pub(super) fn forget_observed(&mut self, key: &ObjectKey) {
         self.forget_pod(key);
-        self.observed.remove(key);
+        if let Some(held) = self.observed.remove(key).filter(|held| held.ours) {
+            self.told.happened(ToldReason::Unassigned, &held.content);
+        }
         self.orphans.remove(key);
     }
 

@@ -74,7 +74,7 @@ impl Index {
         self.holds.remove(&key);
         match (action, outcome) {
             (Action::Delete(delete), Outcome::Done | Outcome::Applied(_)) => self.bury(&key, &delete.precondition.uid),
-            (_, Outcome::Applied(object)) => self.observe(&object),
+            (_, Outcome::Applied(object)) => self.observe_tried(&object, true),
             // Written, but the answer is not known: the watch will tell.
             (_, Outcome::Done | Outcome::Granted(_)) => {
                 self.holds.insert(key.clone(), Hold::Conflicted { until: None });

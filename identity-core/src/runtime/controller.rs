@@ -13,6 +13,7 @@
 mod checks;
 mod dispatch;
 mod proof;
+mod telling;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 pub use self::checks::{Check, Checked, Credentials};
-use self::{checks::Checks, dispatch::Dispatch, proof::Proofs};
+use self::{checks::Checks, dispatch::Dispatch, proof::Proofs, telling::Teller};
 pub use super::follow::Error;
 use super::{
     clock::Clock,
@@ -126,6 +127,7 @@ pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken
     ];
     let updates = source.watch(&interests, Some(config.observer.clone()), &release)?;
     let lease = tokio::spawn(keep_lease(source.clone(), config.clone(), fence.clone(), leadership, release.clone()));
+    let telling = Teller::new(&source, fence.clone(), &config);
     let executor = Executor::new(
         &source,
         &config.lease.holder,
@@ -139,6 +141,7 @@ pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken
         dispatch: Dispatch::new(Arc::new(executor), &config),
         checks: Checks::new(&config),
         proofs: Proofs::new(&source, &config),
+        telling,
         identities: config.identities.clone().map(|to| Feed::new(to, config.options.cluster_wide)),
         updates,
         leadership: watch,
@@ -175,6 +178,7 @@ struct Controller {
     dispatch: Dispatch,
     checks: Checks,
     proofs: Proofs,
+    telling: Teller,
     identities: Option<Feed>,
     updates: mpsc::Receiver<Update>,
     leadership: watch::Receiver<Leadership>,
@@ -206,6 +210,11 @@ impl Controller {
                 found = self.proofs.next() => {
                     if let Some(event) = found {
                         self.index.apply(event);
+                    }
+                }
+                written = self.telling.next() => {
+                    if let Some((telling, outcome)) = written {
+                        self.index.tellings().done(&telling, outcome, self.config.clock.uptime());
                     }
                 }
                 taken = self.updates.recv_many(&mut batch, BURST) => {
@@ -254,7 +263,7 @@ impl Controller {
             let wait = Duration::try_from(due.duration_since(now)).unwrap_or_default();
             wait.min(WALL_CLOCK)
         });
-        [planned, transition, self.dispatch.due(), self.checks.due()].into_iter().flatten().min()
+        [planned, transition, self.dispatch.due(), self.checks.due(), self.telling.due()].into_iter().flatten().min()
     }
 
     fn follow_leadership(&mut self) {
@@ -269,6 +278,7 @@ impl Controller {
         });
         if leading != self.leading {
             self.config.observer.leading(leading);
+            self.index.tellings().lead(leading);
             if leading {
                 info!("leading: writing assignments");
                 // What was seen as a standby was told by whoever led.
@@ -285,6 +295,8 @@ impl Controller {
         self.leading = false;
         self.dispatch.abandon();
         self.proofs.abandon();
+        self.telling.abandon();
+        self.index.tellings().lead(false);
         self.index.forget_in_flight();
     }
 
@@ -313,6 +325,7 @@ impl Controller {
         }
         self.dispatch.queue_first(status.actions);
         self.dispatch.start();
+        self.telling.start(self.index.tellings(), self.dispatch.is_idle());
     }
 }
 

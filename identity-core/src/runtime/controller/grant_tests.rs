@@ -121,6 +121,7 @@ async fn a_grant_from_the_request_to_its_revocation() {
     until_phase(&server, "g", "Revoked").await;
     server.until("closed again", |server| is_open(server, "jit") == Some(false)).await;
     server.until("told", |server| events(server, "GrantRevoked") == 1).await;
+    server.until("told of the pods", |server| events(server, "Assigned") == 1).await;
     let before = server.count(|call| call.is_write() && !call.is_write_of("leases"));
     let_it_settle().await;
     assert_eq!(server.count(|call| call.is_write() && !call.is_write_of("leases")), before, "and that is all");

@@ -433,3 +433,6 @@ mod boxes;
 
 #[path = "grant_tests.rs"]
 mod grants;
+
+#[path = "telling_tests.rs"]
+mod telling;
