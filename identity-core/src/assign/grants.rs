@@ -5,18 +5,22 @@
 //! has shown of the admission policy may be older than a forged approval. Until all grants were listed once, assignments keep
 //! the stamps they have.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+mod gone;
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use identity_crd::{AssignedGrant, AzureIdentityGrant, AzureIdentityGrantStatus, GrantPhase, find_condition};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use self::gone::Gone;
 use super::{
     Action, GrantReference, Index, Notice, Outcome, Pair, Precondition, StatusTarget,
     join::{gone, key_of},
     observed::older,
 };
 use crate::{
-    grant::{APPROVED, Proof, Review, Stamp, Transition, approvals, review, stamp_for},
+    grant::{APPROVED, Looked, Proof, Record, Review, Stamp, Transition, approvals, review, stamp_for},
     object::ObjectKey,
 };
 
@@ -42,6 +46,38 @@ pub struct GrantUpdate {
     pub transition: Option<Transition>,
     /// Approvals that are new.
     pub approved: Option<String>,
+    /// The same for the audit, in the order in which it happens: to be recorded before the status is written.
+    pub records: Vec<Record>,
+    /// The binding as it was seen, if the transition hangs on that: it must still be so at the API server when the status is
+    /// written, or else there was a newer one to judge by.
+    pub judged_by: Option<JudgedBy>,
+}
+
+/// What was seen of a binding: as much of it as decides about a grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JudgedBy {
+    /// There was none.
+    Nothing,
+    /// This one.
+    Binding {
+        /// `metadata.uid`.
+        uid: Option<String>,
+        /// `metadata.generation`, which changes with its spec.
+        generation: Option<i64>,
+        /// Whether it was going already.
+        deleting: bool,
+    },
+}
+
+impl JudgedBy {
+    /// By this binding, or by none.
+    pub fn seen(binding: Option<&ObjectMeta>) -> Self {
+        binding.map_or(Self::Nothing, |meta| Self::Binding {
+            uid: meta.uid.clone(),
+            generation: meta.generation,
+            deleting: meta.deletion_timestamp.is_some(),
+        })
+    }
 }
 
 /// What came of asking for the proof that names in grants are true.
@@ -72,6 +108,12 @@ pub(super) struct Grants {
     asking: Option<u64>,
     ask_again: Option<Timestamp>,
     notices: Vec<Notice>,
+    /// Active grants that are there no more, and of which nothing was said yet.
+    gone: VecDeque<Gone>,
+    /// It was looked whether assignments carry grants that went while no controller ran.
+    missed: bool,
+    /// The same for the audit: there is no status to write, so they are handed out by themselves.
+    records: Vec<Record>,
 }
 
 #[derive(Debug)]
@@ -104,6 +146,15 @@ fn phase(grant: &AzureIdentityGrant) -> Option<GrantPhase> {
     grant.status.as_ref()?.phase
 }
 
+/// What is told of one update, in the order in which it happened: reasons and words.
+fn in_order<'a>(transition: Option<&'a Transition>, approved: Option<&'a String>) -> Vec<(&'static str, &'a str)> {
+    let approved = approved.map(|text| ("GrantApproved", text.as_str()));
+    let transition = transition.map(|change| (change.reason, change.message.as_str()));
+    let mut told: Vec<_> = [approved, transition].into_iter().flatten().collect();
+    told.sort_by_key(|(reason, _)| *reason != "GrantRequested");
+    told
+}
+
 impl Grants {
     fn next_serial(&mut self) -> u64 {
         self.serial += 1;
@@ -117,7 +168,13 @@ impl Grants {
     }
 
     pub(super) fn binding_changed(&mut self, binding: &ObjectKey) {
-        self.dirty.extend(self.of_binding.get(binding).into_iter().flatten().cloned());
+        for key in self.of_binding.get(binding).into_iter().flatten() {
+            self.dirty.insert(key.clone());
+            // Perhaps it is what was waited for.
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.retry_at = None;
+            }
+        }
     }
 
     /// Those that give something now, through this binding.
@@ -127,6 +184,9 @@ impl Grants {
 
     pub(super) fn forget_in_flight(&mut self) {
         self.notices.clear();
+        for gone in &mut self.gone {
+            gone.told_by_others = true;
+        }
         (self.asking, self.ask_again) = (None, None);
         for (key, entry) in &mut self.entries {
             if std::mem::take(&mut entry.in_flight) {
@@ -202,8 +262,7 @@ impl Index {
         }
         let Some(entry) = self.grants.remove(key) else { return };
         if phase(&entry.object) == Some(GrantPhase::Active) {
-            let notice = self.told(key, &entry.binding, &entry.object, "GrantRevoked", "it was deleted");
-            self.grants.notice(notice);
+            self.grants.miss(Gone::seen(entry.object));
         }
         self.collect_stamps(&entry.binding);
     }
@@ -262,12 +321,18 @@ impl Index {
             }
             self.grants.dirty.insert(key);
         }
+        self.tell_of_gone(now);
         let mut actions = Vec::new();
         for key in std::mem::take(&mut self.grants.dirty) {
             actions.extend(self.review_grant(&key, now));
         }
         actions.extend(std::mem::take(&mut self.grants.notices).into_iter().map(Action::Event));
         actions
+    }
+
+    /// What is to be recorded of grants that are there no more, beside [`GrantUpdate::records`].
+    pub fn take_records(&mut self) -> Vec<Record> {
+        std::mem::take(&mut self.grants.records)
     }
 
     fn review_grant(&mut self, key: &ObjectKey, now: Timestamp) -> Option<Action> {
@@ -282,8 +347,20 @@ impl Index {
             return None;
         };
         let binding = self.bindings.get(&entry.binding).map(|state| &*state.object);
-        let Review { phase, status, transition, stamp, next } = review(&entry.object, binding, &proof, now);
+        let Review { phase, status, transition, stamp, next, hangs_on_binding } =
+            review(&entry.object, binding, &proof, now);
+        let judged_by = hangs_on_binding.then(|| JudgedBy::seen(binding.map(|binding| &binding.metadata)));
         let approved = status.as_ref().and_then(|status| self.newly_approved(&entry.object, status));
+        let looked = Looked {
+            time: now,
+            key,
+            grant: &entry.object,
+            binding_key: &entry.binding,
+            binding,
+            status: status.as_ref(),
+        };
+        let happens = in_order(transition.as_ref(), approved.as_ref());
+        let records = happens.into_iter().map(|(reason, message)| looked.record(reason, message, phase)).collect();
         let (binding, precondition) = (entry.binding.clone(), version(&entry.object));
         let held = entry.in_flight || entry.written.as_ref() == Some(&precondition.resource_version);
         let retry_at = entry.retry_at.filter(|at| now < *at);
@@ -300,7 +377,8 @@ impl Index {
         }
         let status = status.filter(|_| !held && retry_at.is_none())?;
         self.grants.entries.get_mut(key)?.in_flight = true;
-        let update = GrantUpdate { key: key.clone(), precondition, status, binding, transition, approved };
+        let key = key.clone();
+        let update = GrantUpdate { key, precondition, status, binding, transition, approved, records, judged_by };
         Some(Action::Grant(Box::new(update)))
     }
 
@@ -331,20 +409,17 @@ impl Index {
         };
         let done = matches!(outcome, Outcome::Granted(_) | Outcome::Done);
         entry.written = done.then(|| update.precondition.resource_version.clone());
-        if let Outcome::Granted(object) = outcome {
-            self.set_grant(object);
+        match outcome {
+            Outcome::Granted(object) => self.set_grant(object),
+            // The watch tells the rest, perhaps together with what comes after: such as that it is gone again.
+            Outcome::Done => entry.object.status = Some(update.status.clone()),
+            _ => {}
         }
         self.grants.dirty.insert(key.clone());
         if !done {
             return;
         }
-        let approved = update.approved.as_ref().map(|text| ("GrantApproved", text.as_str()));
-        let transition = update.transition.as_ref().map(|change| (change.reason, change.message.as_str()));
-        // In the order in which it happened.
-        let requested = |(reason, _): &(&str, &str)| *reason == "GrantRequested";
-        let mut told: Vec<_> = [approved, transition].into_iter().flatten().collect();
-        told.sort_by_key(|notice| !requested(notice));
-        for (reason, message) in told {
+        for (reason, message) in in_order(update.transition.as_ref(), update.approved.as_ref()) {
             let Some(entry) = self.grants.entries.get(key) else { return };
             let notice = self.told(key, &update.binding, &entry.object, reason, message);
             self.grants.notice(notice);

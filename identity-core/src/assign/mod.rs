@@ -31,7 +31,7 @@ pub use action::{
     Action, Apply, CredentialVerdict, Delete, Event, GrantReference, Notice, Options, Outcome, Precondition, Relist,
     StatusPlan, StatusTarget, StatusUpdate,
 };
-pub use grants::{GrantUpdate, ProofAnswer};
+pub use grants::{GrantUpdate, JudgedBy, ProofAnswer};
 pub use object::node_label;
 pub use told::{SeriesId, Telling, Told, ToldNext, ToldOutcome, ToldReason};
 

@@ -15,14 +15,17 @@
 //!    └─────────▶ Refused
 //! ```
 //!
-//! Whoever carries it out keeps to four rules, which the model of this module (`grant/model.rs`) shows to be enough for two
+//! Whoever carries it out keeps to five rules, which the model of this module (`grant/model.rs`) shows to be enough for two
 //! controllers at once, whatever they have seen of each other's writes:
 //! 1. a status is written only on the version of the grant that was reviewed (`metadata.uid` and `resourceVersion`);
 //! 2. a [`Stamp`] comes from a grant whose activation is persisted, so that its deadline is written before it gives
 //!    access, and nobody ever gives a later one;
 //! 3. when a stamp is gone, it goes from the assignments, too;
 //! 4. before an activation is written, the [`Proof`] is asked for at the API server, after the grant was seen, and the grant
-//!    reviewed again with it: what a watch has shown of the admission policy may be older than a forged approval.
+//!    reviewed again with it: what a watch has shown of the admission policy may be older than a forged approval;
+//! 5. a transition that [hangs on the binding](Review::hangs_on_binding) is written only after the API server has shown that
+//!    the binding is the one that was reviewed: grants and bindings are watched apart, so either may have been seen late, and
+//!    what is final cannot be taken back.
 //!
 //! ```
 //! use identity_core::grant::{Proof, review};
@@ -63,10 +66,13 @@ mod approval;
 #[cfg(test)]
 mod model;
 mod proof;
+mod record;
 mod review;
 #[cfg(test)]
 mod tests;
 
 pub use approval::{Approvals, approvals};
 pub use proof::{Proof, SETTLING};
+pub(crate) use record::Looked;
+pub use record::Record;
 pub use review::{ACTIVE, APPROVED, Review, Stamp, Transition, VALID, review, stamp_for};

@@ -119,7 +119,7 @@ const RUNS: [Bounds; 6] = [
     Bounds { name: "taken back", entries: ALICE, others: DENY | REVOKE | RESTART, skew: [-1, 1], ..BASE },
     Bounds { name: "deleted", entries: ALICE, others: DELETE | VANISH | RESTART, ..BASE },
     Bounds { name: "forged", entries: OTHERS | FORGED, others: REMOVE_POLICY | RESTORE_POLICY | REVOKE, ..BASE },
-    Bounds { name: "another binding", entries: ALICE, others: DELETE_BINDING | RECREATE_BINDING, ..BASE },
+    Bounds { name: "another binding", entries: ALICE, others: DELETE_BINDING | RECREATE_BINDING | RESTART, ..BASE },
     Bounds { name: "too long", entries: ALICE, duration: 3, ..BASE },
 ];
 
@@ -131,6 +131,8 @@ struct Mutation {
     unconditional: bool,
     /// Whether the policy is there is looked up in what has been seen of it, not asked when it counts.
     cached_proof: bool,
+    /// Whether the binding is there, and which one it is, is what has been seen of it.
+    cached_binding: bool,
 }
 
 fn at(tick: i8) -> Timestamp {
@@ -142,8 +144,9 @@ fn tick(text: Option<&String>) -> Option<i8> {
     Some(i8::try_from((second - 1_800_000_000) / TICK).unwrap())
 }
 
-/// What a review comes to: the status to write, and the deadline and binding of the stamp.
-type Reviewed = (Option<Status>, Option<(u8, i8)>);
+/// What a review comes to: the status to write, the deadline and binding of the stamp, and whether the status hangs on the
+/// binding.
+type Reviewed = (Option<Status>, Option<(u8, i8)>, bool);
 
 struct Model {
     bounds: Bounds,
@@ -204,7 +207,7 @@ impl Model {
 
     fn review(&mut self, view: &View, now: i8) -> Reviewed {
         if view.grant.deleted == 2 {
-            return (None, None);
+            return (None, None, false);
         }
         if let Some(known) = self.reviews.get(&(*view, now)) {
             return *known;
@@ -222,13 +225,14 @@ impl Model {
         let status = status.filter(|status| *status != view.grant.status);
         let stamp =
             review.stamp.map(|stamp| (uid(Some(&stamp.binding_uid)), tick(Some(&stamp.until.to_string())).unwrap()));
-        self.reviews.insert((*view, now), (status, stamp));
-        (status, stamp)
+        let reviewed = (status, stamp, review.hangs_on_binding);
+        self.reviews.insert((*view, now), reviewed);
+        reviewed
     }
 
     /// What a controller would have on the assignment.
     fn wanted(&mut self, view: &View, now: i8) -> (u8, Option<i8>) {
-        let (_, stamp) = self.review(view, now);
+        let (_, stamp, _) = self.review(view, now);
         (view.binding, stamp.filter(|(binding, _)| *binding == view.binding).map(|(_, until)| until))
     }
 
@@ -298,9 +302,11 @@ impl Model {
                     let clock = world.now + self.bounds.skew[n];
                     let policy = if self.mutation.cached_proof { view.policy } else { world.policy };
                     let asked = View { policy, ..view };
-                    let (status, _) = self.review(&asked, clock);
+                    let (status, _, hangs) = self.review(&asked, clock);
                     let wanted = self.wanted(&asked, clock);
-                    if let (Some(status), None) = (status, world.controllers[n].write) {
+                    // It is read at the API server when it counts, and then the write is sent.
+                    let is_so = !hangs || self.mutation.cached_binding || view.binding == world.binding;
+                    if let (Some(status), None, true) = (status, world.controllers[n].write, is_so) {
                         push(&|w| w.controllers[n].write = Some((status, view.grant.version)));
                     }
                     push(&|w| w.assigned = wanted);
@@ -355,6 +361,11 @@ impl Model {
         if before.phase.is_some_and(|phase| phase.is_final() && Some(phase) != status.phase) {
             return Err(format!("{before:?} was final, and is {status:?}"));
         }
+        let taken_back = grant.denied || grant.revoked || grant.deleted > 0;
+        let ended = before.phase == Some(GrantPhase::Active) && status.phase == Some(GrantPhase::Revoked);
+        if ended && !taken_back && before.binding == world.binding {
+            return Err(format!("revoked for want of binding {}, which is there", world.binding));
+        }
         if status.phase == Some(GrantPhase::Active) && world.first.is_none() {
             world.first = Some((status.until.unwrap_or(0), status.binding, world.now));
         }
@@ -406,7 +417,7 @@ impl Model {
                 self.land(&mut calm, n)?;
                 let view = View { grant: calm.grant, binding: calm.binding, policy: calm.policy };
                 let clock = calm.now + self.bounds.skew[n];
-                let (status, _) = self.review(&view, clock);
+                let (status, ..) = self.review(&view, clock);
                 calm.controllers[n] =
                     Controller { view: Some(view), write: status.map(|status| (status, view.grant.version)) };
                 calm.assigned = self.wanted(&view, clock);
@@ -486,6 +497,7 @@ fn every_guard_is_needed() {
     let without = |guard| Mutation { guards: Guards::without(guard), ..Mutation::default() };
     let unconditional = Mutation { unconditional: true, ..Mutation::default() };
     let cached_proof = Mutation { cached_proof: true, ..Mutation::default() };
+    let cached_binding = Mutation { cached_binding: true, ..Mutation::default() };
     for (name, mutation, run, promise) in [
         ("Enough", without(Guard::Enough), "two approvers", "access with"),
         ("Distinct", without(Guard::Distinct), "two approvers", "access with 1 approvals"),
@@ -503,6 +515,7 @@ fn every_guard_is_needed() {
         ("Persisted", without(Guard::Persisted), "taken back", "access before its deadline is written"),
         ("the version", unconditional, "taken back", ""),
         ("a proof that is asked for", cached_proof, "forged", "access with 0 approvals"),
+        ("a binding that is asked for", cached_binding, "another binding", "which is there"),
     ] {
         let bounds = RUNS.iter().find(|bounds| bounds.name == run).unwrap();
         let Err(broken) = explore(*bounds, mutation) else { panic!("without {name} nothing breaks") };

@@ -1,8 +1,8 @@
 //! One look at a grant.
 
 use identity_crd::{
-    AssignedGrant, AzureIdentityBinding, AzureIdentityGrant, AzureIdentityGrantStatus, Condition, GrantPhase,
-    GrantPolicy, TimeBox, parse_duration, set_condition,
+    AssignedGrant, AzureIdentityBinding, AzureIdentityGrant, AzureIdentityGrantSpec, AzureIdentityGrantStatus,
+    Condition, GrantPhase, GrantPolicy, TimeBox, parse_duration, set_condition,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -17,6 +17,9 @@ pub const VALID: &str = "Valid";
 pub const APPROVED: &str = "Approved";
 /// Condition of a grant: it gives access now.
 pub const ACTIVE: &str = "Active";
+
+/// How much of an approver's reason is said in conditions and Events, in characters.
+const REASON_IN_SHORT: usize = 160;
 
 /// What keeps a grant from giving access. Named so that the model can leave out each in turn and see what happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,6 +130,8 @@ pub struct Review {
     pub stamp: Option<Stamp>,
     /// When to look at it again, if nothing changes before.
     pub next: Option<Timestamp>,
+    /// There is a transition, and it is one because the binding is what it is, or is not there.
+    pub hangs_on_binding: bool,
 }
 
 /// Where it stands, in words.
@@ -138,6 +143,8 @@ struct Standing {
     /// The span, if it has been or is now active.
     span: Option<(Timestamp, Timestamp)>,
     binding_uid: Option<String>,
+    /// It would be another one with another binding.
+    by_binding: bool,
 }
 
 /// What has been persisted about it.
@@ -209,6 +216,7 @@ pub(super) fn review_with(
         transition,
         stamp,
         next: standing.span.map(|(_, until)| until).filter(|_| active),
+        hangs_on_binding: standing.by_binding && persisted.phase != Some(standing.phase),
     }
 }
 
@@ -237,6 +245,7 @@ fn stand(
                         .into(),
                 span: None,
                 binding_uid: persisted.binding_uid.map(str::to_owned),
+                by_binding: false,
             },
         },
         _ => while_pending(grant, binding, proof, now, guards),
@@ -253,6 +262,7 @@ fn as_it_is(grant: &AzureIdentityGrant, phase: GrantPhase, persisted: &Persisted
         message: said.unwrap_or_default(),
         span: persisted.span,
         binding_uid: persisted.binding_uid.map(str::to_owned),
+        by_binding: false,
     }
 }
 
@@ -301,7 +311,9 @@ fn while_active(
         message,
         span: Some(span),
         binding_uid: persisted.binding_uid.map(str::to_owned),
+        by_binding: false,
     };
+    let gone = |message| Standing { by_binding: true, ..end(GrantPhase::Revoked, message) };
     let name = &grant.spec.binding_name;
     if guards.fail(Guard::Deadline, now >= span.1) {
         return end(GrantPhase::Expired, format!("its time was over at {}", span.1));
@@ -311,16 +323,16 @@ fn while_active(
         return end(GrantPhase::Revoked, why);
     }
     let Some(binding) = binding else {
-        return end(GrantPhase::Revoked, format!("AzureIdentityBinding {name} is gone"));
+        return gone(format!("AzureIdentityBinding {name} is gone"));
     };
     if guards.fail(Guard::SameBinding, binding.metadata.uid.as_deref() != persisted.binding_uid) {
-        return end(GrantPhase::Revoked, format!("AzureIdentityBinding {name} was deleted and created anew"));
+        return gone(format!("AzureIdentityBinding {name} was deleted and created anew"));
     }
     if binding.metadata.deletion_timestamp.is_some() {
-        return end(GrantPhase::Revoked, format!("AzureIdentityBinding {name} is being deleted"));
+        return gone(format!("AzureIdentityBinding {name} is being deleted"));
     }
     if policy_of(binding).is_none() {
-        return end(GrantPhase::Revoked, format!("AzureIdentityBinding {name} has no spec.timeBox.grant any more"));
+        return gone(format!("AzureIdentityBinding {name} has no spec.timeBox.grant any more"));
     }
     let mut standing = end(GrantPhase::Active, format!("active until {}", span.1));
     standing.binding_uid.clone_from(&binding.metadata.uid);
@@ -334,7 +346,14 @@ fn while_pending(
     now: Timestamp,
     guards: Guards,
 ) -> Standing {
-    let stand = |phase, message| Standing { phase, reason: reason_of(phase), message, span: None, binding_uid: None };
+    let stand = |phase, message| Standing {
+        phase,
+        reason: reason_of(phase),
+        message,
+        span: None,
+        binding_uid: None,
+        by_binding: false,
+    };
     let spec = &grant.spec;
     if let Some((phase, why)) = withdrawn(grant, guards) {
         return stand(phase, why);
@@ -355,20 +374,21 @@ fn while_pending(
     let Some(binding) = binding else {
         return stand(GrantPhase::Pending, format!("there is no AzureIdentityBinding {}", spec.binding_name));
     };
+    let refuse_by_binding = |message| Standing { by_binding: true, ..refuse(message) };
     let Some(policy) = policy_of(binding) else {
-        return refuse(format!(
+        return refuse_by_binding(format!(
             "AzureIdentityBinding {} takes no grants: it has no spec.timeBox.grant",
             spec.binding_name
         ));
     };
     let Some(most) = parse_duration(&policy.max_duration) else {
-        return refuse(format!(
+        return refuse_by_binding(format!(
             "spec.timeBox.grant.maxDuration of AzureIdentityBinding {}: `{}` is no duration; write one such as 2h",
             spec.binding_name, policy.max_duration
         ));
     };
     if guards.fail(Guard::MaxDuration, duration > most) {
-        return refuse(format!(
+        return refuse_by_binding(format!(
             "spec.duration: {} is longer than the {} that AzureIdentityBinding {} allows; ask for less",
             spec.duration, policy.max_duration, spec.binding_name
         ));
@@ -385,7 +405,7 @@ fn while_pending(
             .as_ref()
             .is_none_or(|a| a.users.as_ref().is_none_or(Vec::is_empty) && a.groups.as_ref().is_none_or(Vec::is_empty));
         let hint = if nobody { "; the binding names no approvers, so nobody can approve" } else { "" };
-        return stand(GrantPhase::Pending, waiting(&approvals) + hint);
+        return stand(GrantPhase::Pending, waiting(spec, &approvals) + hint);
     }
     if binding.metadata.deletion_timestamp.is_some() {
         return stand(GrantPhase::Pending, format!("AzureIdentityBinding {} is being deleted", spec.binding_name));
@@ -406,7 +426,7 @@ fn while_pending(
     let Some(until) = until else { return refuse(format!("spec.duration: {} is too long", spec.duration)) };
     let whom = match approvals.by.as_slice() {
         [] => "nobody, since none is needed".to_owned(),
-        by => by.join(", "),
+        by => names(spec, by),
     };
     Standing {
         phase: GrantPhase::Active,
@@ -417,13 +437,34 @@ fn while_pending(
         ),
         span: Some((from, until)),
         binding_uid: binding.metadata.uid.clone(),
+        by_binding: true,
     }
 }
 
-fn waiting(approvals: &Approvals<'_>) -> String {
+/// Those who have approved, with what they gave as their reason.
+fn names(spec: &AzureIdentityGrantSpec, by: &[&str]) -> String {
+    let named = |by: &&str| {
+        let approval = spec.approvals.iter().find(|approval| approval.by == **by);
+        match approval.and_then(|approval| approval.reason.as_deref()).filter(|why| !why.trim().is_empty()) {
+            Some(why) => format!("{by} ({})", in_short(why)),
+            None => (*by).to_owned(),
+        }
+    };
+    by.iter().map(named).collect::<Vec<_>>().join(", ")
+}
+
+/// Sixteen approvers may give a reason each, and an Event is short. All of it stays in the grant, and in the audit record.
+fn in_short(why: &str) -> String {
+    match why.char_indices().nth(REASON_IN_SHORT) {
+        Some((end, _)) => format!("{}…", &why[..end]),
+        None => why.to_owned(),
+    }
+}
+
+fn waiting(spec: &AzureIdentityGrantSpec, approvals: &Approvals<'_>) -> String {
     let mut text = format!("{} of {} approvals", approvals.by.len(), approvals.needed);
     if !approvals.by.is_empty() {
-        text = format!("{text} (by {})", approvals.by.join(", "));
+        text = format!("{text} (by {})", names(spec, &approvals.by));
     }
     for (by, why) in &approvals.ignored {
         text = format!("{text}; one by {by} does not count: {by} {why}");
@@ -458,7 +499,7 @@ fn status(
     set_condition(&mut status.conditions, valid, now);
     if let Some(policy) = policy.filter(|_| !matches!(standing.phase, GrantPhase::Expired | GrantPhase::Revoked)) {
         let approvals = judge(&grant.spec, policy, guards);
-        let (enough, text) = (approvals.are_enough(), waiting(&approvals));
+        let (enough, text) = (approvals.are_enough(), waiting(&grant.spec, &approvals));
         let reason = if enough { "EnoughApprovals" } else { "WaitingForApprovals" };
         set_condition(&mut status.conditions, Condition::new(APPROVED, enough, reason, text, generation), now);
     }

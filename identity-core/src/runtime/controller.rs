@@ -10,6 +10,7 @@
 //! writes nothing. When the lease is lost, what waits is dropped and what is under way is broken off; the index then
 //! forgets that it asked, and whatever the server did do comes back through the watch.
 
+mod audit;
 mod checks;
 mod dispatch;
 mod proof;
@@ -22,8 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+pub use self::audit::GrantAudit;
 pub use self::checks::{Check, Checked, Credentials};
-use self::{checks::Checks, dispatch::Dispatch, proof::Proofs, telling::Teller};
+use self::{audit::Careful, checks::Checks, dispatch::Dispatch, proof::Proofs, telling::Teller};
 pub use super::follow::Error;
 use super::{
     clock::Clock,
@@ -68,6 +70,8 @@ pub struct Config {
     pub credentials: Option<Credentials>,
     /// Where the identities go that other objects name.
     pub identities: Option<Identities>,
+    /// Where it is recorded what becomes of grants, before it does; none: it is not.
+    pub audit: Option<Arc<dyn GrantAudit>>,
 }
 
 impl Config {
@@ -84,6 +88,7 @@ impl Config {
             grace: Duration::from_secs(5),
             credentials: None,
             identities: None,
+            audit: None,
         }
     }
 }
@@ -132,13 +137,13 @@ pub async fn run(mut config: Config, source: Source, shutdown: CancellationToken
         &source,
         &config.lease.holder,
         config.clock.clone(),
-        fence,
+        fence.clone(),
         config.observer.clone(),
         config.request_timeout,
     );
     let mut controller = Controller {
         index: Index::new(config.options.clone()),
-        dispatch: Dispatch::new(Arc::new(executor), &config),
+        dispatch: Dispatch::new(Arc::new(Careful::new(executor, fence, &source, &config)), &config),
         checks: Checks::new(&config),
         proofs: Proofs::new(&source, &config),
         telling,
@@ -307,6 +312,7 @@ impl Controller {
         let now = self.config.clock.now();
         let began = self.config.clock.uptime();
         let actions = self.index.plan(now);
+        self.dispatch.record(self.index.take_records());
         self.config.observer.planned(self.config.clock.uptime().saturating_sub(began), actions.len());
         if !actions.is_empty() {
             debug!(actions = actions.len(), "planned");
@@ -321,7 +327,11 @@ impl Controller {
         let status = if idle { self.index.plan_status(now) } else { self.index.plan_transitions(now) };
         self.status_due = status.next_due;
         if !status.actions.is_empty() {
-            debug!(actions = status.actions.len(), boxes_looked_at = self.index.boxes_looked_at(), "planned what is said");
+            debug!(
+                actions = status.actions.len(),
+                boxes_looked_at = self.index.boxes_looked_at(),
+                "planned what is said"
+            );
         }
         self.dispatch.queue_first(status.actions);
         self.dispatch.start();

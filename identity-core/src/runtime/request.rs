@@ -55,6 +55,9 @@ pub enum Failure {
     /// An answer that cannot be read.
     #[error("the API server's answer cannot be read: {0}")]
     Unreadable(String),
+    /// Not sent: the audit must have it first, and does not take it.
+    #[error("not written, since it cannot be recorded: {0}")]
+    Unrecorded(String),
     /// Not sent: this process does not hold the lease, or not for long enough.
     #[error("not sent: the lease is not held any more")]
     Fenced,

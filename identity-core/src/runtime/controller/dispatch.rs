@@ -8,16 +8,17 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::task::{Id, JoinError, JoinSet};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::Config;
+use super::{Config, audit::Careful};
 use crate::{
     assign::{Action, Event, Index, Outcome, Precondition},
+    grant::Record,
     object::ObjectKey,
     runtime::{
         Backoff,
         clock::Clock,
-        executor::{Executor, Report, Seen, Success},
+        executor::{Report, Seen, Success},
         observe::{Change, Observer, WriteOutcome},
         request::Failure,
     },
@@ -25,6 +26,8 @@ use crate::{
 
 /// Between attempts at one object.
 const EACH: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_mins(1) };
+/// The same when the audit takes no record: it says how its disk is by itself, and costs the API server nothing.
+const UNRECORDED: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(5) };
 /// What will be refused again is tried again all the same, seldom: permissions and schemas change.
 const REFUSED: Duration = Duration::from_secs(30);
 /// Between attempts at anything, after the server said that it has too much to do, or nothing. This is the budget: while it
@@ -37,9 +40,11 @@ const FENCED: Duration = Duration::from_millis(200);
 /// Events are for people: they never hold up a write, and surplus ones are dropped and counted.
 const MOST_EVENTS: usize = 256;
 const EVENTS_AT_ONCE: usize = 4;
+/// Records of what has happened by itself, each tried until it is written.
+const MOST_RECORDS: usize = 256;
 
 pub(super) struct Dispatch {
-    executor: Arc<Executor>,
+    executor: Arc<Careful>,
     clock: Arc<dyn Clock>,
     observer: Arc<dyn Observer>,
     limit: usize,
@@ -49,6 +54,7 @@ pub(super) struct Dispatch {
     under_way: HashMap<Id, (Duration, Action)>,
     events: VecDeque<Action>,
     publishing: JoinSet<Report>,
+    recording: JoinSet<()>,
     /// Failures in a row of one object's writes.
     failures: HashMap<String, u32>,
     /// Failures in a row of any write that tell about the server.
@@ -58,7 +64,7 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    pub(super) fn new(executor: Arc<Executor>, config: &Config) -> Self {
+    pub(super) fn new(executor: Arc<Careful>, config: &Config) -> Self {
         Self {
             executor,
             clock: config.clock.clone(),
@@ -69,6 +75,7 @@ impl Dispatch {
             under_way: HashMap::new(),
             events: VecDeque::new(),
             publishing: JoinSet::new(),
+            recording: JoinSet::new(),
             failures: HashMap::new(),
             unwell: 0,
             paused: None,
@@ -99,6 +106,19 @@ impl Dispatch {
             } else {
                 self.waiting.push_back((now, action));
             }
+        }
+    }
+
+    /// Records what has happened already. That goes on when the lease is lost: it is true whoever leads.
+    pub(super) fn record(&mut self, records: Vec<Record>) {
+        while self.recording.try_join_next().is_some() {}
+        for record in records {
+            if self.recording.len() == MOST_RECORDS {
+                error!(grant = %record.grant, "not recorded, since too much waits for that: {}", record.message);
+                continue;
+            }
+            let executor = self.executor.clone();
+            self.recording.spawn(async move { executor.record(&record).await });
         }
     }
 
@@ -174,6 +194,7 @@ impl Dispatch {
         let all = async {
             while self.running.join_next().await.is_some() {}
             while self.publishing.join_next().await.is_some() {}
+            while self.recording.join_next().await.is_some() {}
         };
         if tokio::time::timeout(grace, all).await.is_err() {
             warn!(under_way = self.running.len(), "stopping before every write has ended");
@@ -262,6 +283,12 @@ impl Dispatch {
                 let until = self.clock.uptime() + pause;
                 self.paused = Some(self.paused.map_or(until, |paused| paused.max(until)));
                 Outcome::Failed { retry_at: self.at(EACH.random_delay(count, asked)) }
+            }
+            failure @ Failure::Unrecorded(_) => {
+                if count == 0 {
+                    error!(action = name, error = %failure, "nothing becomes of this grant until it can be recorded");
+                }
+                Outcome::Failed { retry_at: self.at(UNRECORDED.random_delay(count, None)) }
             }
             failure => {
                 if count == 0 {

@@ -12,7 +12,7 @@ const POLICIES: &str = "validatingadmissionpolicies";
 const POLICY_BINDINGS: &str = "validatingadmissionpolicybindings";
 
 /// `TokioClock` begins here.
-fn begin() -> Timestamp {
+pub(super) fn begin() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
@@ -21,7 +21,7 @@ fn ago(seconds: i64) -> String {
 }
 
 /// The admission policy, as it was installed so many seconds before.
-fn install(server: &Server, seconds: i64) {
+pub(super) fn install(server: &Server, seconds: i64) {
     let policies::Policy { policy, binding, .. } = policies::grants(&[policies::CONTROLLER]);
     for (plural, mut object) in [(POLICIES, json!(policy)), (POLICY_BINDINGS, json!(binding))] {
         object["metadata"]["generation"] = json!(1);
@@ -53,29 +53,29 @@ pub(super) fn grant(name: &str) -> Value {
 }
 
 /// Changes the spec of a grant, as people do.
-fn edit(server: &Server, name: &str, field: &str, value: Value) {
+pub(super) fn edit(server: &Server, name: &str, field: &str, value: Value) {
     let mut object = server.get(GRANTS, "team", name).unwrap();
     object["spec"][field] = value;
     server.put(GRANTS, object);
 }
 
-fn phase(server: &Server, name: &str) -> Option<String> {
+pub(super) fn phase(server: &Server, name: &str) -> Option<String> {
     server.get(GRANTS, "team", name)?["status"]["phase"].as_str().map(str::to_owned)
 }
 
-fn stamps(server: &Server) -> Vec<Value> {
+pub(super) fn stamps(server: &Server) -> Vec<Value> {
     server.all(ASSIGNED).iter().map(|object| object["spec"]["grant"].clone()).collect()
 }
 
 /// Two pods and a binding that opens with a grant.
-fn jit() -> Server {
+pub(super) fn jit() -> Server {
     let server = server(2);
     server.remove(BINDINGS, "team", "demo");
     server.put(BINDINGS, granting("jit"));
     server
 }
 
-async fn until_phase(server: &Server, name: &str, wanted: &str) {
+pub(super) async fn until_phase(server: &Server, name: &str, wanted: &str) {
     server.until(&format!("{name} is {wanted}"), |server| phase(server, name).as_deref() == Some(wanted)).await;
 }
 

@@ -434,5 +434,8 @@ mod boxes;
 #[path = "grant_tests.rs"]
 mod grants;
 
+#[path = "grant_audit_tests.rs"]
+mod grant_audit;
+
 #[path = "telling_tests.rs"]
 mod telling;
