@@ -13,6 +13,8 @@ mod notice;
 mod parse;
 mod pkcs12_cost;
 mod rotation;
+#[cfg(test)]
+mod secrecy_tests;
 mod source;
 mod store;
 #[cfg(test)]
