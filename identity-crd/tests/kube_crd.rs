@@ -11,7 +11,7 @@ mod common;
 
 use cluster::{
     CONTROLLER, GROUP, NODE, api_version, assets, create, delete, eventually, files, get, patch, plural, post, read,
-    watch,
+    send, watch,
 };
 use common::{Case, Expect, cases};
 use identity_crd::{AzureIdentity, AzureIdentityBindingSpec, AzureIdentityGrantSpec, Violation, crds};
@@ -210,7 +210,10 @@ async fn the_controller_may_do_its_work_and_no_more(controller: &Client) {
     let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": "entra-pod-identity-controller"}, "spec": {"holderIdentity": "a"}});
     post(controller, leases, "", &lease).await.expect("makes its lease");
-    patch(controller, &format!("{leases}/entra-pod-identity-controller"), &json!({"spec": {"holderIdentity": "b"}}))
+    let mine = format!("{leases}/entra-pod-identity-controller");
+    let mut held = get(controller, &mine).await.expect("looks at its lease");
+    held["spec"]["holderIdentity"] = json!("b");
+    send(controller, "PUT", &mine, "application/json", serde_json::to_vec(&held).unwrap())
         .await
         .expect("renews its lease");
     let event = event("of-the-controller");
@@ -221,7 +224,15 @@ async fn the_controller_may_do_its_work_and_no_more(controller: &Client) {
     let policies = get(controller, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies").await;
     let other = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "x"}, "spec": {}});
     let elsewhere = post(controller, "/apis/coordination.k8s.io/v1/namespaces/default/leases", "", &other).await;
-    for (what, answer) in [("specs", specs), ("other policies", policies), ("other leases", elsewhere)] {
+    let all = get(controller, leases).await;
+    let one = get(controller, "/api/v1/namespaces/default/pods/any").await;
+    for (what, answer) in [
+        ("specs", specs),
+        ("other policies", policies),
+        ("other leases", elsewhere),
+        ("all leases", all),
+        ("what it follows, one by one", one),
+    ] {
         assert_eq!(answer.expect_err(what).code, 403, "{what}");
     }
 }
@@ -242,7 +253,12 @@ async fn the_node_may_read_and_no_more(node: &Client) {
     let identity = patch(node, &format!("{GROUP}/azureidentities/old"), &json!({"spec": {"clientID": "x"}})).await;
     let token = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
     let token = post(node, "/api/v1/namespaces/default/serviceaccounts/default/token", "", &token).await;
-    for (what, answer) in [("writing", forged), ("an identity", identity), ("a token", token)] {
+    let status = json!({"status": {"conditions": []}});
+    let status = patch(node, &format!("{GROUP}/azureidentities/old/status"), &status).await;
+    let gone = delete(node, &format!("{GROUP}/azureassignedidentities/any"), &json!({})).await;
+    for (what, answer) in
+        [("writing", forged), ("an identity", identity), ("a token", token), ("a status", status), ("deleting", gone)]
+    {
         assert_eq!(answer.expect_err(what).code, 403, "{what}");
     }
 }

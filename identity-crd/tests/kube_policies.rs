@@ -69,6 +69,7 @@ async fn what_the_policies_let_pass() {
     removing_the_policy_shows(&plane, &world).await;
     whoever_binds_needs_the_right_to_use(&plane, &world).await;
     the_right_to_a_client_id_will_do(&plane, &world).await;
+    whoever_has_a_vault_read_needs_the_right_too(&plane, &world).await;
     the_node_makes_tokens_for_entra_alone(&plane, &world).await;
 }
 
@@ -116,6 +117,7 @@ async fn the_live_policies_are_the_generated_ones(world: &World) {
         policies::grants(&[CONTROLLER]),
         policies::approvers(),
         policies::delegation(),
+        policies::delegated_readers(),
         policies::pod_tokens(&[NODE]),
     ];
     for expected in all {
@@ -481,12 +483,62 @@ async fn the_right_to_a_client_id_will_do(plane: &ControlPlane, world: &World) {
     not_enforced(world).await;
 }
 
+/// Who may write an identity, and is nobody to the one that would read its credential.
+async fn whoever_has_a_vault_read_needs_the_right_too(plane: &ControlPlane, world: &World) {
+    world.may("identities", &["azureidentities"], &["get", "create", "update", "patch"]).await;
+    let identity = |name: &str, reader: &str| {
+        json!({"kind": "AzureIdentity", "apiVersion": "aadpodidentity.k8s.io/v1", "metadata": {"name": name},
+            "spec": {"type": 1, "clientID": "c", "tenantID": "t",
+                "keyVault": {"vaultURL": "https://v.vault.azure.net", "secretName": "s", "identityRef": reader}}})
+    };
+    let identities = collection("azureidentities");
+    let writes = async |person: &Person, object: &Value| person.create("azureidentities", "dryRun=All", object).await;
+    let team = Person { admin: world.admin.clone(), name: "tina@example.com", groups: &["payments-team"] };
+    let said = "needs the verb `use` on AzureIdentity reader of namespace default, which is to read the Key Vault";
+
+    eventually("the right to write identities", async || {
+        writes(&world.mallory, &identity("i", "reader")).await.is_ok()
+    })
+    .await;
+    let warnings = world.mallory.warnings(&identities, &identity("i", "reader")).await.join("\n");
+    assert!(warnings.contains(said), "{warnings}");
+    assert_eq!(team.warnings(&identities, &identity("i", "reader")).await, [""; 0]);
+
+    plane.apply_yaml(&cluster::read("examples/delegation/enforce.yaml")).await.unwrap();
+    let asked = async || writes(&world.mallory, &identity("i", "reader")).await.is_err();
+    eventually("the right to be asked for", asked).await;
+    refused(writes(&world.mallory, &identity("i", "reader")).await, said);
+    writes(&team, &identity("i", "reader")).await.expect("the team has the right");
+    refused(writes(&team, &identity("i", "other")).await, "on AzureIdentity other of namespace default");
+
+    let mut without = identity("mine", "reader");
+    for vault in [Value::Null, json!({"vaultURL": null})] {
+        without["spec"]["keyVault"] = vault.clone();
+        without["spec"]["clientPassword"] = json!({"name": "s"});
+        let answer = writes(&world.mallory, &without).await;
+        assert!(answer.as_ref().is_ok_and(|_| vault.is_null()) || answer.is_err_and(|e| e.code == 422), "{vault}");
+    }
+    without["spec"].as_object_mut().unwrap().remove("keyVault");
+    world.mallory.create("azureidentities", "", &without).await.expect("nobody reads it");
+    let mine = format!("{identities}/mine");
+    let vault = &identity("mine", "reader")["spec"]["keyVault"];
+    let change = json!({"spec": {"clientPassword": null, "keyVault": vault}});
+    refused(world.mallory.patch(&mine, &change).await, said);
+    team.patch(&mine, &change).await.expect("the team has the right");
+    let other = json!({"spec": {"keyVault": {"secretName": "another"}}});
+    refused(world.mallory.patch(&mine, &other).await, said);
+    world.mallory.patch(&mine, &json!({"metadata": {"labels": {"a": "b"}}})).await.expect("a label");
+    delete(&world.admin, &mine, &json!({})).await.unwrap();
+    not_enforced(world).await;
+}
+
 /// Takes the refusals back.
 async fn not_enforced(world: &World) {
-    let enforced = policies::enforced_delegation().metadata.name.unwrap();
-    delete(&world.admin, &format!("{ADMISSION}/validatingadmissionpolicybindings/{enforced}"), &json!({}))
-        .await
-        .unwrap();
+    for enforced in policies::enforced_delegation() {
+        let name = enforced.metadata.name.unwrap();
+        let path = format!("{ADMISSION}/validatingadmissionpolicybindings/{name}");
+        delete(&world.admin, &path, &json!({})).await.unwrap();
+    }
     let binding = json!({"kind": "AzureIdentityBinding", "apiVersion": "aadpodidentity.k8s.io/v1",
         "metadata": {"name": "probe"}, "spec": {"azureIdentity": "nobodys", "selector": "app"}});
     eventually("nobody to be refused again", async || {

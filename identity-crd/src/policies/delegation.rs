@@ -6,6 +6,7 @@ use super::{Policy, assemble, condition, on, variable, worded};
 use crate::form;
 
 const NAME: &str = "azureidentitybindings-use.aadpodidentity.k8s.io";
+const READERS: &str = "azureidentities-use.aadpodidentity.k8s.io";
 
 /// The verb that lets somebody bind an `AzureIdentity`, by its name.
 pub const USE: &str = "use";
@@ -72,10 +73,46 @@ pub fn delegation() -> Policy {
     assemble("deploy/admission-policy-delegation.yaml", NAME, spec, None, &["Warn", "Audit"])
 }
 
-/// A second binding of [`delegation`]'s policy that refuses.
-pub fn enforced_delegation() -> ValidatingAdmissionPolicyBinding {
-    let mut binding = delegation().binding;
-    binding.metadata.name = Some("azureidentitybindings-use-enforced.aadpodidentity.k8s.io".into());
-    binding.spec.validation_actions = vec!["Deny".into()];
-    binding
+/// The same of an `AzureIdentity` whose credential another one reads from a Key Vault: whoever writes `keyVault.identityRef`
+/// makes use of what that may read, by its name. Said like [`delegation`].
+pub fn delegated_readers() -> Policy {
+    let spec = ValidatingAdmissionPolicySpec {
+        match_constraints: Some(on(crate::GROUP, &["azureidentities"], &["CREATE", "UPDATE"])),
+        match_conditions: Some(vec![
+            condition(
+                "has-a-reader",
+                "has(object.spec.keyVault) && object.spec.keyVault != null && has(object.spec.keyVault.identityRef)",
+            ),
+            condition("gives-something", "request.operation == 'CREATE' || object.spec != oldObject.spec"),
+        ]),
+        variables: Some(vec![variable("reader", "object.spec.keyVault.identityRef")]),
+        validations: Some(vec![worded(
+            format!(
+                "authorizer.group('{}').resource('azureidentities').namespace(request.namespace).name(variables.reader)\
+                 .check('{USE}').allowed()",
+                crate::GROUP
+            ),
+            "spec.keyVault.identityRef: whoever has an identity read a Key Vault needs the verb `use` on it",
+            format!(
+                "'spec.keyVault.identityRef: ' + request.userInfo.username + ' needs the verb `{USE}` on AzureIdentity ' + \
+                 variables.reader + ' of namespace ' + request.namespace + ', which is to read the Key Vault; a Role with \
+                 apiGroups [{}], resources [azureidentities], resourceNames [' + variables.reader + '], verbs [{USE}] gives \
+                 it'",
+                crate::GROUP
+            ),
+        )]),
+        ..ValidatingAdmissionPolicySpec::default()
+    };
+    assemble("deploy/admission-policy-delegation.yaml", READERS, spec, None, &["Warn", "Audit"])
+}
+
+/// Second bindings of the policies of [`delegation`] and [`delegated_readers`] that refuse.
+pub fn enforced_delegation() -> [ValidatingAdmissionPolicyBinding; 2] {
+    [delegation(), delegated_readers()].map(|policy| {
+        let name = policy.name().replacen('.', "-enforced.", 1);
+        let mut binding = policy.binding;
+        binding.metadata.name = Some(name);
+        binding.spec.validation_actions = vec!["Deny".into()];
+        binding
+    })
 }

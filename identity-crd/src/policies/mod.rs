@@ -28,7 +28,7 @@ use thiserror::Error;
 
 pub use self::{
     assignments::assignments,
-    delegation::{CLIENT_ID_GROUP, USE, USE_MANAGED_IDENTITY, delegation, enforced_delegation},
+    delegation::{CLIENT_ID_GROUP, USE, USE_MANAGED_IDENTITY, delegated_readers, delegation, enforced_delegation},
     grants::{approvers, grants},
     tokens::pod_tokens,
 };

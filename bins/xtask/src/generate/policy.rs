@@ -49,21 +49,26 @@ pub(super) fn delegation() -> anyhow::Result<String> {
             "Whoever creates or changes an AzureIdentityBinding needs the verb `use` on the AzureIdentity that it names, or, as",
             "AKS identity bindings have it, `use-managed-identity` on the client id in its spec.clientID. As installed it is",
             "said as a warning and noted in the API server's audit, and nothing is refused: existing manifests go on applying.",
-            "examples/delegation/enforce.yaml refuses; deleting this binding switches the warnings off.",
+            "examples/delegation/enforce.yaml refuses; deleting a binding switches its warnings off.",
+            "",
+            "The second policy asks the same of whoever writes an AzureIdentity whose credential another one is to read from a",
+            "Key Vault (keyVault.identityRef): `use` on that one.",
         ],
-        &[policies::delegation()],
+        &[policies::delegation(), policies::delegated_readers()],
     )
 }
 
 /// An example: delegation as a condition.
 pub(super) fn enforced_delegation() -> anyhow::Result<String> {
+    let bindings = policies::enforced_delegation();
+    let documents: Result<Vec<_>, _> = bindings.iter().map(yaml::document).collect();
     Ok(yaml::render(
         &[
             "Refuses what deploy/admission-policy-delegation.yaml warns of. Give the right `use` first, as in role.yaml (or the",
             "one to a client id, as in aks-role.yaml), to people and tools that create bindings. Deleting this takes it back to",
             "warnings.",
         ],
-        &[yaml::document(&policies::enforced_delegation())?],
+        &documents?,
     ))
 }
 

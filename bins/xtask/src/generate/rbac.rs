@@ -56,6 +56,9 @@ fn cluster_wide(name: &str, rules: Vec<PolicyRule>) -> anyhow::Result<Vec<String
     ])
 }
 
+/// What a watch asks for: a list, and what has changed since. Nobody asks for single objects that are followed.
+const FOLLOW: [&str; 2] = ["list", "watch"];
+/// Of Secrets, which are read one by one where an account may not follow them.
 const READ: [&str; 3] = ["get", "list", "watch"];
 
 /// Account and roles of the controller.
@@ -64,20 +67,16 @@ pub(super) fn controller() -> anyhow::Result<String> {
     let mut documents = cluster_wide(
         CONTROLLER,
         vec![
-            rule("", &["pods"], &[], &READ),
-            rule(group, &["azureidentities", "azureidentitybindings", "azureidentitygrants"], &[], &READ),
+            rule("", &["pods"], &[], &FOLLOW),
+            rule(group, &["azureidentities", "azureidentitybindings", "azureidentitygrants"], &[], &FOLLOW),
             rule(
                 group,
                 &["azureidentities/status", "azureidentitybindings/status", "azureidentitygrants/status"],
                 &[],
                 &["patch"],
             ),
-            rule(
-                group,
-                &["azureassignedidentities"],
-                &[],
-                &["get", "list", "watch", "create", "update", "patch", "delete"],
-            ),
+            // get: what became of a write whose answer was lost. Server-side apply creates, too.
+            rule(group, &["azureassignedidentities"], &[], &["get", "list", "watch", "create", "patch", "delete"]),
             rule("events.k8s.io", &["events"], &[], &["create", "patch"]),
             // Is what proves a grant in force?
             rule(
@@ -92,7 +91,7 @@ pub(super) fn controller() -> anyhow::Result<String> {
         metadata: meta(LEASE),
         rules: Some(vec![
             rule("coordination.k8s.io", &["leases"], &[], &["create"]),
-            rule("coordination.k8s.io", &["leases"], &[LEASE], &["get", "list", "watch", "update", "patch"]),
+            rule("coordination.k8s.io", &["leases"], &[LEASE], &["get", "update"]),
         ]),
     })?);
     documents.push(yaml::document(&RoleBinding {
@@ -118,21 +117,22 @@ pub(super) fn node() -> anyhow::Result<String> {
     let documents = cluster_wide(
         NODE,
         vec![
-            rule("", &["pods"], &[], &READ),
+            rule("", &["pods"], &[], &FOLLOW),
             rule(
                 group,
                 &["azureassignedidentities", "azureidentities", "azureidentitybindings", "azurepodidentityexceptions"],
                 &[],
-                &READ,
+                &FOLLOW,
             ),
             rule("events.k8s.io", &["events"], &[], &["create", "patch"]),
         ],
     )?;
     Ok(yaml::render(
         &[
-            "The node daemon reads the pods of its node (it asks with a field selector; RBAC cannot say that), its",
-            "assignments, bindings to know what is still to be expected, and identities because one may read another's Key",
-            "Vault. It writes nothing but Events about identities.",
+            "The node daemon follows the pods of its node (it asks with a field selector; RBAC cannot say that), its",
+            "assignments, bindings to know what is still to be expected, identities because one may read another's Key Vault,",
+            "and exceptions in the namespaces that it is told to heed. It writes nothing but Events: about identities, pods and",
+            "its node.",
             "",
             "Credentials are not here on purpose: grant them where they are, namespace by namespace, as in",
             "examples/secret-access/role.yaml.",

@@ -149,6 +149,8 @@ pub(super) fn controller() -> anyhow::Result<String> {
                 metadata: Some(pod_meta("controller")),
                 spec: Some(PodSpec {
                     service_account_name: Some(CONTROLLER.into()),
+                    // A Service of this namespace called entra-pod-identity would set ENTRA_POD_IDENTITY_PORT, a flag.
+                    enable_service_links: Some(false),
                     node_selector: Some(linux()),
                     priority_class_name: Some("system-cluster-critical".into()),
                     affinity: Some(Affinity {
@@ -262,6 +264,7 @@ pub(super) fn node() -> anyhow::Result<String> {
                 metadata: Some(pod_meta("node")),
                 spec: Some(PodSpec {
                     service_account_name: Some(NODE.into()),
+                    enable_service_links: Some(false),
                     host_network: Some(true),
                     // The node's own resolver: tokens must not wait for the cluster's DNS.
                     dns_policy: Some("Default".into()),
