@@ -8,7 +8,7 @@ use identity_netfilter::Backend;
 use identity_process::SourceArgs;
 use jiff::SignedDuration;
 
-use crate::grants::args::{Approve, Close, Grants, Open, Request, Say};
+use crate::grants::args::{Close, Grants, Open, Request, Say};
 
 /// Why a pod gets a token or not, what the daemons install, what they recorded; access for a while
 #[derive(Clone, Debug, clap::Parser)]
@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// Approve a grant that somebody else has asked for
     ///
     /// Exit codes: 0 your approval is there, 3 refused or not possible, 1 failed, 2 wrong flags.
-    Approve(Box<Approve>),
+    Approve(Box<Say>),
     /// Refuse a grant; one that is active already ends
     ///
     /// For approvers of the binding and for whoever has asked.

@@ -89,16 +89,6 @@ pub(crate) struct Close {
 }
 
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Approve {
-    /// The AzureIdentityGrant
-    #[arg(value_name = "GRANT")]
-    pub(crate) grant: String,
-
-    #[command(flatten)]
-    pub(crate) cluster: ClusterArgs,
-}
-
-#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Say {
     /// The AzureIdentityGrant
     #[arg(value_name = "GRANT")]

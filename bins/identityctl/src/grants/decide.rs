@@ -125,7 +125,7 @@ pub(super) fn next(
     let name = grant.metadata.name.as_deref().unwrap_or_default();
     let phase = grant.status.as_ref().and_then(|status| status.phase);
     if word == Word::Approve {
-        return approval(name, grant, phase, binding, me);
+        return approval(name, grant, phase, binding, me, reason);
     }
     if let Some(phase) = phase.filter(|phase| phase.is_final()) {
         return Ok(Edit::Nothing(format!("{name} gives no access already: it is {}", phase.as_str())));
@@ -150,6 +150,7 @@ fn approval(
     phase: Option<GrantPhase>,
     binding: Option<&AzureIdentityBinding>,
     me: &Me,
+    reason: Option<&str>,
 ) -> Result<Edit<String>, Trouble> {
     let spec = &grant.spec;
     if let Some(phase) = phase.filter(|phase| phase.is_final()) {
@@ -188,6 +189,6 @@ fn approval(
         )));
     }
     let mut all = spec.approvals.clone();
-    all.push(Approval { by: me.name.clone(), groups: mine });
+    all.push(Approval { by: me.name.clone(), groups: mine, reason: reason.map(str::to_owned) });
     Ok(Edit::Spec(json!({"approvals": all}), format!("{name} approved")))
 }

@@ -22,7 +22,7 @@ use identity_crd::{AzureIdentityGrant, GrantPhase};
 use identity_process::now;
 
 use self::{
-    args::{Approve, Close, ClusterArgs, Format, Grants, Open, Request, Say},
+    args::{Close, ClusterArgs, Format, Grants, Open, Request, Say},
     cluster::{Cluster, Known, Me},
     decide::Word,
     trouble::Trouble,
@@ -204,8 +204,8 @@ async fn spoken(args: &ClusterArgs, word: Word, name: &str, reason: Option<&str>
     tell(&done, "")
 }
 
-pub(crate) async fn approve(args: &Approve) -> anyhow::Result<ExitCode> {
-    spoken(&args.cluster, Word::Approve, &args.grant, None).await
+pub(crate) async fn approve(args: &Say) -> anyhow::Result<ExitCode> {
+    spoken(&args.cluster, Word::Approve, &args.grant, args.reason.as_deref()).await
 }
 
 pub(crate) async fn deny(args: &Say) -> anyhow::Result<ExitCode> {

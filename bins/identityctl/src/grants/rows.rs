@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, collections::HashMap};
 
 use identity_core::grant::approvals;
-use identity_crd::{AzureIdentityBinding, AzureIdentityGrant, GrantPhase};
+use identity_crd::{AzureIdentityBinding, AzureIdentityGrant, AzureIdentityGrantSpec, GrantPhase};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -30,11 +30,39 @@ pub(super) struct Row {
     phase: &'static str,
     /// Who has approved; of those only who may, where the binding can be read.
     approved_by: Vec<String>,
+    /// What was said by those who approved, denied or revoked, where they gave a reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    said: Vec<Said>,
     /// How many it takes, if that can be read.
     approvals_needed: Option<usize>,
     active_until: Option<Timestamp>,
     /// Of an active grant.
     seconds_left: Option<i64>,
+}
+
+/// A reason that somebody gave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Said {
+    by: String,
+    /// `approved`, `denied` or `revoked`.
+    word: &'static str,
+    reason: String,
+}
+
+impl Said {
+    fn of(spec: &AzureIdentityGrantSpec) -> Vec<Self> {
+        let approved = spec.approvals.iter().map(|approval| ("approved", &approval.by, &approval.reason));
+        let taken_back = [("denied", &spec.denied), ("revoked", &spec.revoked)];
+        let taken_back = taken_back.into_iter().filter_map(|(word, said)| {
+            let said = said.as_ref()?;
+            Some((word, &said.by, &said.reason))
+        });
+        let all = approved.chain(taken_back).filter_map(|(word, by, reason)| {
+            let reason = reason.clone().filter(|reason| !reason.trim().is_empty())?;
+            Some(Self { by: by.clone(), word, reason })
+        });
+        all.collect()
+    }
 }
 
 impl Row {
@@ -48,7 +76,9 @@ impl Row {
             Some(judged) => (judged.by.iter().map(|by| (*by).to_owned()).collect(), Some(judged.needed)),
             None => (grant.spec.approvals.iter().map(|approval| approval.by.clone()).collect(), None),
         };
+        let said = Said::of(&grant.spec);
         Self {
+            said,
             namespace: grant.metadata.namespace.unwrap_or_default(),
             name: grant.metadata.name.unwrap_or_default(),
             requested_at: grant.metadata.creation_timestamp.map(|time| time.0),
@@ -86,10 +116,17 @@ impl Row {
                 seconds_left
                     .or_else(|| matches!(self.phase, "New" | "Pending").then(|| format!("({})", self.duration))),
             ),
-            self.reason.clone(),
+            self.reason_and_said(),
         ]
         .map(|cell| harmless(&cell))
         .to_vec()
+    }
+
+    /// Why it was asked for, and why it was approved or taken back.
+    fn reason_and_said(&self) -> String {
+        let said: Vec<_> =
+            self.said.iter().map(|Said { by, word, reason }| format!("{word} by {by}: {reason}")).collect();
+        if said.is_empty() { self.reason.clone() } else { format!("{} ({})", self.reason, said.join("; ")) }
     }
 
     fn rank(&self) -> u8 {

@@ -212,7 +212,7 @@ fn in_columns() {
         of_another,
         grant(
             "active",
-            &json!({"approvals": [{"by": "bob"}, {"by": "carla", "groups": ["sre"]}]}),
+            &json!({"approvals": [{"by": "bob", "reason": "known"}, {"by": "carla", "groups": ["sre"]}]}),
             &json!({"phase": "Active", "activeUntil": "2026-11-24T12:25:30Z"}),
         ),
         grant("late", &json!({}), &json!({"phase": "Active", "activeUntil": "2026-11-24T11:59:00Z"})),
@@ -223,7 +223,7 @@ fn in_columns() {
     insta::assert_snapshot!("columns_of_one_namespace", aligned(&rows(grants, None, noon()), false));
     assert_eq!(
         tabbed(&readable[..1], false),
-        "active\tvault\t-\tann\tActive\t2/2\t2026-11-24T12:25:30Z\t25m\tincident 4711\n"
+        "active\tvault\t-\tann\tActive\t2/2\t2026-11-24T12:25:30Z\t25m\tincident 4711 (approved by bob: known)\n"
     );
     insta::assert_snapshot!("json", serde_json::to_string_pretty(&readable[..2]).unwrap());
 }
