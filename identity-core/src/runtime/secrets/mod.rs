@@ -6,6 +6,8 @@
 //! second, and every minute. How many are followed is bounded, and what nobody asks for is dropped.
 
 mod followed;
+#[cfg(test)]
+mod secrecy_tests;
 mod store;
 mod wire;
 
