@@ -64,6 +64,7 @@ pub mod metadata;
 mod metrics;
 mod secrets;
 mod server;
+mod shown;
 pub mod tokens;
 mod upstream;
 pub mod vault;

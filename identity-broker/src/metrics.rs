@@ -22,6 +22,8 @@ pub(crate) use self::buckets::AnsweredBy;
 
 /// Upper ends for what is held, in seconds; it is held for five unless set otherwise.
 const HELD: [f64; 8] = [0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// Upper ends for readings of Key Vaults, in seconds; they take 30 at most.
+const VAULT_READS: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 /// Whom requests upstream go to.
 const UPSTREAMS: [&str; 3] = ["entra", "imds", "metadata"];
 /// How they end.
@@ -186,6 +188,42 @@ pub(crate) enum Fetched {
     Abandoned,
 }
 
+/// How reading a credential in a Key Vault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VaultRead {
+    /// It was read.
+    Ok,
+    /// The identity that reads got no token.
+    NoToken,
+    /// There is none, or it is disabled.
+    NotFound,
+    /// The identity that reads may not, or the node may not.
+    Forbidden,
+    /// The vault is asked too much.
+    Throttled,
+    /// The vault does not answer.
+    Unavailable,
+    /// What was asked for, or what was answered, is not as it should be.
+    Wrong,
+}
+
+impl VaultRead {
+    const ALL: [Self; 7] =
+        [Self::Ok, Self::NoToken, Self::NotFound, Self::Forbidden, Self::Throttled, Self::Unavailable, Self::Wrong];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NoToken => "no_token",
+            Self::NotFound => "not_found",
+            Self::Forbidden => "forbidden",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+            Self::Wrong => "wrong",
+        }
+    }
+}
+
 /// Why a connection was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turned {
@@ -221,6 +259,7 @@ pub struct Metrics {
     held_for: [Buckets; 2],
     /// By `Wanted` and `Fetched`.
     fetches: [[Counter; 3]; 2],
+    vault_reads: [Buckets; 7],
     /// Connections open now.
     pub connections: Gauge,
     /// Requests held now.
@@ -279,6 +318,13 @@ impl Metrics {
             "Tokens got from upstream, by whether somebody waited or it was ahead of time (refreshes), and how it ended",
             fetches.clone(),
         );
+        let vault_reads = Family::<OutcomeLabel, Buckets>::new_with_constructor(|| Buckets::new(&VAULT_READS));
+        registry.register_with_unit(
+            "key_vault_read_duration",
+            "Readings of credentials in Key Vaults, the reader's token and every request included, by how they ended",
+            Unit::Seconds,
+            vault_reads.clone(),
+        );
         let this = Self {
             answers,
             compat: None,
@@ -289,6 +335,8 @@ impl Metrics {
                 ["ok", "failed", "abandoned"]
                     .map(|outcome| fetches.get_or_create(&FetchLabel { wanted, outcome }).clone())
             }),
+            vault_reads: VaultRead::ALL
+                .map(|read| vault_reads.get_or_create(&OutcomeLabel { outcome: read.as_str() }).clone()),
             credential_expiry,
             requests: Reason::ALL
                 .iter()
@@ -383,6 +431,11 @@ impl Metrics {
     /// Counts a token that was got, or not.
     pub(crate) fn fetched(&self, wanted: Wanted, fetched: Fetched) {
         self.fetches[wanted as usize][fetched as usize].inc();
+    }
+
+    /// Records a reading of a Key Vault.
+    pub(crate) fn vault_read(&self, read: VaultRead, took: Duration) {
+        self.vault_reads[read as usize].observe(took);
     }
 
     /// Records a request upstream.

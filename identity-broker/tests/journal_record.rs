@@ -7,6 +7,7 @@ mod support;
 use std::{
     fs,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -27,7 +28,9 @@ async fn every_token_and_every_refusal_with_all_that_an_auditor_asks_for() {
     let directory = tempfile::tempdir().unwrap();
     let journal = Arc::new(Journal::open(JournalConfig::new(directory.path(), "node-1"), wall_clock).unwrap());
     let (metrics, rules) = (Arc::new(Metrics::default()), Rules::new(allow("app", azures.with_secret("secret"))));
-    let tokens = Manager::new(azures.client(), wall_clock, ManagerConfig::default(), Arc::clone(&metrics));
+    // What Entra may only not know yet is another matter.
+    let client = azures.client_with(|config| config.rotation.propagation = Duration::ZERO);
+    let tokens = Manager::new(client, wall_clock, ManagerConfig::default(), Arc::clone(&metrics));
     let config = BrokerConfig { node: "node-1".to_owned(), ..BrokerConfig::default() };
     let broker = Broker::new(Arc::clone(&rules), tokens, Arc::clone(&journal), wall_clock, config, metrics);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -5,8 +5,9 @@
 mod support;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -94,33 +95,50 @@ impl Bench {
         (notice.reason(), notice.message())
     }
 
+    /// Requests for tokens that Entra refused, from the `first` request on, by its codes.
+    fn refused(&self, first: usize) -> BTreeMap<String, usize> {
+        let mut refused = BTreeMap::new();
+        for request in self.azures.entra.requests().into_iter().skip(first).filter(|request| request.method == "POST") {
+            if request.status != 200 {
+                *refused.entry(request.error_code.unwrap_or_default()).or_default() += 1;
+            }
+        }
+        refused
+    }
+
     /// Pods that ask all the while, past every cache and not.
     fn pods(&self, identity: Identity) -> Pods {
         let identity = Arc::new(identity);
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let served = Arc::new(Mutex::new(BTreeSet::new()));
         let pods = (0..8).map(|pod| {
             let (manager, identity) = (self.manager.clone(), Arc::clone(&identity));
-            let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
+            let (stop, asked, served) = (Arc::clone(&stop), Arc::clone(&asked), Arc::clone(&served));
             tokio::spawn(async move {
                 let mut failed: Vec<TokenError> = Vec::new();
                 while !stop.load(Ordering::SeqCst) {
                     let freshness = if pod == 0 { Freshness::Upstream } else { Freshness::Any };
                     let got = manager.get_for(&format!("pod-{pod}"), &identity, VAULT, freshness).await;
                     asked.fetch_add(1, Ordering::SeqCst);
-                    failed.extend(got.err());
+                    match got {
+                        Ok(token) => drop(served.lock().unwrap().insert(token.credential())),
+                        Err(error) => failed.push(error),
+                    }
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 failed
             })
         });
         let tasks = pods.collect();
-        Pods { stop, asked, tasks }
+        Pods { stop, asked, served, tasks }
     }
 }
 
 struct Pods {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
+    /// Versions of the credentials that tokens were got with.
+    served: Arc<Mutex<BTreeSet<u64>>>,
     tasks: Vec<tokio::task::JoinHandle<Vec<TokenError>>>,
 }
 
@@ -136,12 +154,14 @@ impl Pods {
         timeout(LONG, asked).await.expect("pods are answered");
     }
 
-    async fn end(self) {
+    /// The versions of the credentials whose tokens were served.
+    async fn end(self) -> BTreeSet<u64> {
         self.stop.store(true, Ordering::SeqCst);
         for pod in self.tasks {
             let failed = pod.await.unwrap();
             assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed.first());
         }
+        std::mem::take(&mut self.served.lock().unwrap())
     }
 }
 
@@ -151,13 +171,21 @@ async fn secrets_rotate_and_nobody_notices() {
     bench.put(&[("clientSecret", SECRET.as_bytes())]);
     let pods = bench.pods(bench.azures.with_secret("rotating"));
     pods.ask(100).await;
-    // A wrong one, which Entra will never know.
+    // A wrong one, which Entra will never know. Whatever is refused until it gives way was asked with it: the other works.
+    assert_eq!(bench.refused(0), BTreeMap::new());
+    let first = bench.azures.entra.requests().len();
     bench.put(&[("clientSecret", b"never-known")]);
     let (reason, message) = bench.told().await;
     assert_eq!(reason, "CredentialRefused");
     assert!(message.contains("AADSTS7000215") && message.contains("the former one stays in use"), "{message}");
     assert!(!message.contains("never-known"));
     pods.ask(100).await;
+    let wrong = bench.refused(first);
+    assert_eq!(wrong.keys().map(String::as_str).collect::<Vec<_>>(), ["7000215"]);
+    // Tried for two seconds every 75 ms at most, by nobody but who tries it.
+    let wrong = wrong["7000215"];
+    assert!((3..=30).contains(&wrong), "{wrong} requests with the wrong secret");
+    assert_eq!(pods.served.lock().unwrap().len(), 1, "and none of them served a token");
     // Two rounds, each with one that takes its time to reach all of Entra, and then is the only one.
     let mut former = SECRET.to_owned();
     for round in 1..=2 {
@@ -176,11 +204,11 @@ async fn secrets_rotate_and_nobody_notices() {
         pods.ask(100).await;
         bench.put(&[("clientSecret", former.as_bytes())]);
     }
-    pods.end().await;
-    // The wrong one was sent to be tried, and to nothing else.
-    let requests = bench.azures.entra.requests();
-    let refused = requests.iter().filter(|request| request.method == "POST" && request.status != 200).count();
-    assert!(refused < 60, "{refused} of {}", requests.len());
+    // Every token that was served was got with one of the three that are right, whatever was there besides.
+    assert_eq!(pods.end().await.len(), 3);
+    // What else was refused are those two while Entra did not know them yet.
+    let refused = bench.refused(first);
+    assert!(refused.len() == 1 && refused["7000215"] <= wrong + 2 * 15, "{refused:?} of which {wrong} were wrong");
 }
 
 #[tokio::test]
@@ -212,7 +240,7 @@ async fn certificates_rotate_and_nobody_notices() {
         former = next.certificate_pem;
         pods.ask(50).await;
     }
-    pods.end().await;
+    assert_eq!(pods.end().await.len(), 3, "the two strangers' served none");
 }
 
 #[tokio::test]

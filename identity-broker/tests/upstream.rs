@@ -10,6 +10,7 @@ use identity_broker::{AuthorityHosts, Azure, Backend, Token, TokenError, Upstrea
 use identity_core::lookup::CredentialSource;
 use identity_lab::emulator::{Fault, ca, credentials};
 use jiff::Timestamp;
+use serde_json::json;
 use support::azures::*;
 
 fn refusal(result: Result<Token, TokenError>) -> (RefusalKind, String) {
@@ -108,9 +109,39 @@ async fn service_principal_with_certificate() {
 }
 
 #[tokio::test]
+async fn a_first_credential_that_entra_may_not_know_yet_is_not_refused_for_good() {
+    let azures = azures().await;
+    let client = azures.client_with(|config| config.rotation.propagation = Duration::from_secs(1));
+    azures.secrets.set("new", &[("clientSecret", b"new-secret-value")]);
+    let (text, wait) = unavailable(fetch(&client, azures.with_secret("new"), VAULT).await);
+    assert!(text.contains("AADSTS7000215") && text.contains("takes some minutes to reach all of Entra"), "{text}");
+    assert!(wait == Duration::from_secs(15) && !text.contains("new-secret-value"), "{wait:?} {text}");
+    let other = credentials::self_signed_rsa("other").unwrap();
+    azures.secrets.set("other", &[("certificate", format!("{}{}", other.certificate_pem, other.key_pem).as_bytes())]);
+    let (text, _) = unavailable(fetch(&client, azures.with_certificate("other"), VAULT).await);
+    assert!(text.contains("AADSTS700027"), "{text}");
+    // The one gets there, the other never does.
+    let add = json!({"addSecret": {"application": WITH_SECRET, "value": "new-secret-value"}});
+    azures.entra.change(&serde_json::from_value(add).unwrap()).unwrap();
+    fetch(&client, azures.with_secret("new"), VAULT).await.unwrap();
+    let refused = async {
+        loop {
+            match fetch(&client, azures.with_certificate("other"), VAULT).await {
+                Err(TokenError::Refused(refusal)) => return refusal,
+                Err(TokenError::Unavailable { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let refusal = tokio::time::timeout(Duration::from_secs(20), refused).await.expect("final in time");
+    assert_eq!(refusal.error, RefusalKind::InvalidClient);
+}
+
+#[tokio::test]
 async fn refusals_of_entra_carry_its_code() {
     let azures = azures().await;
-    let client = azures.client();
+    // What it may only not know yet is another matter.
+    let client = azures.client_with(|config| config.rotation.propagation = Duration::ZERO);
     azures.secrets.set("wrong", &[("clientSecret", b"wrong-secret-value")]);
     let (kind, text) = refusal(fetch(&client, azures.with_secret("wrong"), VAULT).await);
     assert_eq!(kind, RefusalKind::InvalidClient);
@@ -198,7 +229,7 @@ async fn a_secret_that_was_changed_is_found_when_the_old_one_is_refused() {
     let azures = azures().await;
     let client = azures.client();
     azures.secrets.set("rotating", &[("clientSecret", b"old")]);
-    refusal(fetch(&client, azures.with_secret("rotating"), VAULT).await);
+    unavailable(fetch(&client, azures.with_secret("rotating"), VAULT).await);
     // The credential is a moment old: without the refusal it would not be read again for a minute.
     azures.secrets.set("rotating", &[("clientSecret", SECRET.as_bytes())]);
     fetch(&client, azures.with_secret("rotating"), VAULT).await.unwrap();

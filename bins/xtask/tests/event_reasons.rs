@@ -22,7 +22,7 @@ const ROOMS: [&str; 8] = [
 ];
 
 /// Conditions that hold, types of conditions, kinds, codes of others.
-const NOT_REASONS: [&str; 17] = [
+const NOT_REASONS: [&str; 16] = [
     "AsExpected",
     "AzureIdentity",
     "AzureIdentityBinding",
@@ -33,7 +33,6 @@ const NOT_REASONS: [&str; 17] = [
     "IdentityFound",
     "KeyDisabled",
     "ManagedIdentity",
-    "OnlyNodesCanTell",
     "SecretDisabled",
     "SelfSubjectReview",
     "TokenFile",

@@ -30,4 +30,5 @@ pub use material::{CredentialError, CredentialProblem, Part};
 pub use notice::Notice;
 pub use rotation::RotationConfig;
 pub(crate) use store::{Bearers, Credentials, Tried, Try};
+pub(crate) use verdict::explain;
 pub use verdict::{RefusalCause, Verdict};

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     clock::Clock,
     digest,
+    metrics::Metrics,
     secrets::{SecretData, SecretSourceError},
     tokens::TokenError,
     upstream::Sources,
@@ -119,8 +120,9 @@ impl Reader {
         vaults: vault::Reader,
         bearers: Weak<dyn Bearers>,
         clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        let vaults = Vaults::new(vaults, sources.identities.clone(), bearers, Arc::clone(&clock));
+        let vaults = Vaults::new(vaults, sources.identities.clone(), bearers, Arc::clone(&clock), metrics);
         Self { sources, vaults, clock, readings: Arc::new(Semaphore::new(READINGS)) }
     }
 
@@ -213,8 +215,14 @@ impl Reader {
 
     async fn look_into(&self, identity: &Identity, held: Held, known: Known) -> Read {
         let Held { version, origin, expires, what } = held;
+        let first = |credential: &Credential| [expires, credential.expires()].into_iter().flatten().min();
         if let Some(found) = known.loaded.iter().find(|loaded| loaded.version == version) {
-            return self.judge(identity, Arc::clone(found));
+            let expires = first(&found.credential);
+            if found.expires == expires {
+                return self.judge(identity, Arc::clone(found));
+            }
+            // What a Key Vault says of a version can change, what it holds cannot.
+            return self.judge(identity, Arc::new(Loaded { expires, ..Loaded::clone(found) }));
         }
         let parsed = match known.wrong {
             Some((wrong, error)) if wrong == version => Err(error.problem),
@@ -225,7 +233,7 @@ impl Reader {
         };
         match parsed {
             Ok(credential) => {
-                let expires = [expires, credential.expires()].into_iter().flatten().min();
+                let expires = first(&credential);
                 self.judge(identity, Arc::new(Loaded { credential, version, origin, expires }))
             }
             Err(problem) => {

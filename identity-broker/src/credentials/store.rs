@@ -114,11 +114,6 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Whether it is of the same object by name, be that another object or the same with another credential.
-    pub(super) fn has_name_of(&self, object: &ObjectRef) -> bool {
-        self.object.0 == object.namespace && self.object.1 == object.name
-    }
-
     pub(super) fn of(identity: &Identity) -> Self {
         let ObjectRef { namespace, name, uid, .. } = identity.object.clone();
         Self {
@@ -159,7 +154,7 @@ impl Credentials {
     pub(crate) fn new(upstream: Arc<Upstream>, sources: Sources, bearers: Weak<impl Bearers>) -> Self {
         let (clock, metrics) = (Arc::clone(&upstream.clock), Arc::clone(&upstream.metrics));
         let (rotation, age) = (upstream.config.rotation.clone(), upstream.config.credential_age);
-        let reader = Reader::new(sources, upstream.vaults(), bearers, Arc::clone(&clock));
+        let reader = Reader::new(sources, upstream.vaults(), bearers, Arc::clone(&clock), Arc::clone(&metrics));
         Self::with(reader, upstream, clock, metrics, rotation, age)
     }
 
@@ -196,27 +191,30 @@ impl Credentials {
     /// The credential of `identity`. For whom Entra has `refused` a version, the source is read anew and another one is waited
     /// for; when there is none, it is the same again. Bounded in time.
     pub(crate) async fn get(&self, identity: &Arc<Identity>, refused: Option<Version>) -> Answer {
-        let late = || {
-            let object = &identity.object;
-            let (namespace, name, seconds) = (&object.namespace, &object.name, WAIT.as_secs());
-            TokenError::Unavailable {
-                message: format!(
-                    "the credential of AzureIdentity {namespace}/{name} is still being read after {seconds} s"
-                ),
-                retry_after: WAIT,
+        let object = &identity.object;
+        let failed = |what: &str, retry_after| {
+            let message = format!("the credential of AzureIdentity {}/{} {what}", object.namespace, object.name);
+            Err(TokenError::Unavailable { message, retry_after })
+        };
+        let asked = async {
+            // A task may end, because nobody wanted it for long, while this is on its way to it: then there is another one.
+            for _ in 0..2 {
+                let slot = self.slot(identity);
+                if let Some(current) = slot.ready(refused, self.context.base.elapsed()) {
+                    return Ok(current);
+                }
+                let (reply, answer) = oneshot::channel();
+                let command = Command::Want { identity: Arc::clone(identity), refused, reply };
+                if slot.commands.send(command).await.is_ok()
+                    && let Ok(answer) = answer.await
+                {
+                    return answer;
+                }
             }
+            failed("was to be read, and that failed inside the broker; its log says more", Duration::from_secs(2))
         };
-        let slot = self.slot(identity);
-        if let Some(current) = slot.ready(refused, self.context.base.elapsed()) {
-            return Ok(current);
-        }
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Want { identity: Arc::clone(identity), refused, reply };
-        let ask = async {
-            slot.commands.send(command).await.ok()?;
-            answer.await.ok()
-        };
-        timeout(WAIT, ask).await.ok().flatten().unwrap_or_else(|| Err(late()))
+        let late = |_| failed(&format!("is still being read after {} s", WAIT.as_secs()), WAIT);
+        timeout(WAIT, asked).await.unwrap_or_else(late)
     }
 
     /// Somebody got a token for `resource` with this version.

@@ -10,7 +10,8 @@ use futures::future::BoxFuture;
 use identity_core::lookup::{CredentialSource, Identity, ObjectRef, SecretKeyRef, VaultObject, VaultRef};
 use identity_crd::IdentityType;
 use identity_lab::emulator::{self, Change, Config, Fault, Handle, ca, credentials};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use secrecy::SecretSlice;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -57,6 +58,7 @@ struct Bench {
     azure: Azure<fn() -> Timestamp>,
     checker: Checker<fn() -> Timestamp>,
     notices: broadcast::Receiver<Notice>,
+    registry: Registry,
     shutdown: CancellationToken,
 }
 
@@ -97,16 +99,19 @@ async fn bench(directory: Value) -> Bench {
             retry: Duration::from_millis(100),
             retry_max: Duration::from_millis(100),
             vault_poll: Duration::from_millis(200),
+            pause: Duration::from_millis(50),
             ..RotationConfig::default()
         },
         ..UpstreamConfig::default()
     };
     let sources = Sources { identities: Some(Arc::new(identities)), ..Sources::from(Arc::new(Secrets)) };
     let clock: fn() -> Timestamp = now;
-    let azure = Azure::new(config.clone(), tls.clone(), sources.clone(), clock, Arc::new(Metrics::default()));
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let azure = Azure::new(config.clone(), tls.clone(), sources.clone(), clock, metrics);
     let checker = Checker::new(config, tls, sources, clock);
     let notices = azure.notices().unwrap();
-    Bench { emulator, azure, checker, notices, shutdown }
+    Bench { emulator, azure, checker, notices, registry, shutdown }
 }
 
 impl Bench {
@@ -128,6 +133,30 @@ impl Bench {
 
     fn change(&self, change: Value) {
         self.emulator.change(&serde_json::from_value::<Change>(change).unwrap()).unwrap();
+    }
+
+    /// The value of a series, by its name and labels; 0 when there is none.
+    fn metric(&self, series: &str) -> i64 {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        let series = format!("entra_pod_identity_broker_{series} ");
+        text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Readings of the vault that ended so.
+    fn reads(&self, outcome: &str) -> i64 {
+        self.metric(&format!("key_vault_read_duration_seconds_count{{outcome=\"{outcome}\"}}"))
+    }
+
+    /// Until that holds; tokens are got all the while.
+    async fn until(&self, identity: &Arc<Identity>, holds: impl Fn(&Self) -> bool) {
+        let holds = async {
+            while !holds(self) {
+                self.get(identity).await.expect("what is in use goes on");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(LONG, holds).await.expect("in time");
     }
 
     /// Until something is told; tokens are got all the while.
@@ -192,6 +221,60 @@ async fn a_secret_in_a_vault_rotates_by_itself() {
 }
 
 #[tokio::test]
+async fn when_a_version_ends_may_change_and_is_noticed() {
+    let ending = |expires: Option<Timestamp>| {
+        let mut version = json!({"value": "first", "version": "0123456789abcdef0123456789abcdef"});
+        if let Some(expires) = expires {
+            version["expires"] = expires.to_string().into();
+        }
+        directory(
+            &json!({"secrets": [{"value": "first"}]}),
+            &json!({"secrets": [{"name": "s", "versions": [version]}]}),
+        )
+    };
+    let mut bench = bench(ending(None)).await;
+    let identity = bench.identity(IdentityType::ServicePrincipal, secret());
+    bench.get(&identity).await.unwrap();
+    let series = r#"credential_expiry_timestamp_seconds{namespace="ns",identity="id"}"#;
+    assert_eq!(bench.metric(series), 0);
+    let set = |bench: &Bench, expires: Timestamp| {
+        bench.emulator.set_directory(&serde_json::from_value(ending(Some(expires))).unwrap()).unwrap();
+    };
+    let [soon, later] = [3, 300].map(|days| {
+        let second = now().checked_add(SignedDuration::from_hours(24 * days)).unwrap().as_second();
+        Timestamp::from_second(second).unwrap()
+    });
+    set(&bench, soon);
+    let told = bench.told(&identity).await;
+    assert!(told.starts_with("CredentialExpiring: ") && told.contains(&format!(" ends {soon}: ")), "{told}");
+    assert_eq!(bench.metric(series), soon.as_second());
+    set(&bench, later);
+    bench.until(&identity, |bench| bench.metric(series) == later.as_second()).await;
+}
+
+#[tokio::test]
+async fn however_many_identities_a_vault_is_read_for_the_reader_gets_one_token() {
+    let bench = bench(directory(
+        &json!({"secrets": [{"value": "first"}]}),
+        &json!({"secrets": [{"name": "s", "versions": [{"value": "first"}]}]}),
+    ))
+    .await;
+    let identities: Vec<_> = (0..20)
+        .map(|n| {
+            let mut identity = Identity::clone(&bench.identity(IdentityType::ServicePrincipal, secret()));
+            identity.object.name = format!("id-{n}").into();
+            Arc::new(identity)
+        })
+        .collect();
+    for got in futures::future::join_all(identities.iter().map(|identity| bench.get(identity))).await {
+        got.unwrap();
+    }
+    let of_reader = |request: &&emulator::Record| request.form.get("client_id").is_some_and(|id| id == READER);
+    assert_eq!(bench.emulator.requests().iter().filter(of_reader).count(), 1);
+    assert!(bench.reads("ok") >= 20);
+}
+
+#[tokio::test]
 async fn a_certificate_in_a_vault_is_read_with_its_key() {
     let (first, second) = (credentials::self_signed_rsa("one").unwrap(), credentials::self_signed_rsa("two").unwrap());
     let stranger = credentials::self_signed_rsa("stranger").unwrap();
@@ -222,41 +305,35 @@ async fn what_a_vault_says_is_said_and_what_is_in_use_goes_on() {
     let identity = bench.identity(IdentityType::ServicePrincipal, secret());
     bench.get(&identity).await.unwrap();
     let absent = bench.identity(IdentityType::ServicePrincipal, VaultObject::Secret("absent".into()));
-    let check = async |fault: Option<Fault>, identity: &Arc<Identity>| {
-        if let Some(fault) = fault {
-            bench.emulator.set_fault(fault, true);
-        }
-        let checked = bench.checker.check(identity).await;
-        if let Some(fault) = fault {
-            // Longer than two readings.
-            for _ in 0..5 {
-                bench.get(identity).await.expect("what is in use goes on");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            bench.emulator.set_fault(fault, false);
-        }
+    let check = async |fault: Fault, outcome: &str, readings: i64| {
+        bench.emulator.set_fault(fault, true);
+        let checked = bench.checker.check(&identity).await;
+        let readings = bench.reads(outcome) + readings;
+        bench.until(&identity, |bench| bench.reads(outcome) >= readings).await;
+        bench.emulator.set_fault(fault, false);
         checked
     };
-    let checked = check(None, &absent).await;
+    let checked = bench.checker.check(&absent).await;
     assert_eq!((checked.ready, checked.reason), (Some(false), "KeyVaultNotFound"), "{}", checked.message);
     assert!(checked.message.contains("it has no secret 'absent'"), "{}", checked.message);
-    let checked = check(Some(Fault::VaultForbidden), &identity).await;
+    let checked = check(Fault::VaultForbidden, "forbidden", 2).await;
     assert_eq!((checked.ready, checked.reason), (Some(false), "KeyVaultForbidden"), "{}", checked.message);
     assert!(checked.message.contains("AzureIdentity 'reader'"), "{}", checked.message);
-    let checked = check(Some(Fault::Vault429), &identity).await;
-    assert_eq!((checked.ready, checked.reason), (None, "KeyVaultThrottled"), "{}", checked.message);
-    let checked = check(Some(Fault::VaultDown), &identity).await;
+    let checked = check(Fault::VaultDown, "unavailable", 2).await;
     assert_eq!((checked.ready, checked.reason), (None, "KeyVaultUnavailable"), "{}", checked.message);
+    let checked = check(Fault::Vault429, "throttled", 1).await;
+    assert_eq!((checked.ready, checked.reason), (None, "KeyVaultThrottled"), "{}", checked.message);
     // A host that is no vault of the allowed clouds: nobody is asked anything.
     let requests = bench.emulator.requests().len();
     let mut elsewhere = Identity::clone(&identity);
     let CredentialSource::KeyVault(vault) = &mut elsewhere.credential else { panic!("in a vault") };
     vault.url = "https://demo.evil.example/".into();
     let elsewhere = Arc::new(elsewhere);
-    let checked = check(None, &elsewhere).await;
+    let checked = bench.checker.check(&elsewhere).await;
     assert_eq!((checked.ready, checked.reason), (Some(false), "KeyVaultNotAllowed"), "{}", checked.message);
     assert!(matches!(bench.get(&elsewhere).await, Err(TokenError::Misconfigured { .. })));
     assert_eq!(bench.emulator.requests().len(), requests);
+    assert_eq!(bench.reads("wrong"), 1, "that one, which a pod asked for");
     // Disabled, it is used no more.
     bench.change(json!({"enableVersion": {"vault": HOST, "name": "s", "enabled": false}}));
     let gone = async {
@@ -265,4 +342,5 @@ async fn what_a_vault_says_is_said_and_what_is_in_use_goes_on() {
         }
     };
     tokio::time::timeout(LONG, gone).await.expect("used no more");
+    assert!(bench.reads("not_found") > 0);
 }

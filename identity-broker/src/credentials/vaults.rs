@@ -2,15 +2,24 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared, WeakShared},
+};
 use identity_core::lookup::{CredentialSource, Identity, VaultRef};
 use secrecy::SecretString;
+use tokio::time::Instant;
 
 use super::store::{Bearers, Place};
 use crate::{
     clock::Clock,
+    metrics::{Metrics, VaultRead},
     secrets::IdentitySource,
     tokens::TokenError,
     vault::{Bundle, Error, Reader},
@@ -20,11 +29,55 @@ use crate::{
 const MAX_CHAIN: usize = 4;
 /// A token with less life than this is not used, seconds.
 const FLOOR: i64 = 300;
-/// The most tokens kept. One is for an identity and a cloud.
+/// The most tokens kept, but for those that are waited for. One is for an identity and a cloud.
 const TOKENS: usize = 256;
 
-/// Tokens by the identity that reads and the resource, and when they end, in seconds since the epoch.
-type Kept = HashMap<(Place, Box<str>), (SecretString, i64)>;
+/// By the identity that reads and the resource.
+type Key = (Place, Box<str>);
+type Got = Result<Lent, TokenError>;
+/// A request for a token that everybody waits for who wants that token. It goes on as long as one of them is there.
+type Flight = Shared<BoxFuture<'static, Got>>;
+
+/// A token to read with.
+#[derive(Clone)]
+struct Lent {
+    token: SecretString,
+    /// When it ends, in seconds since the epoch.
+    end: i64,
+    /// Tells one from the next.
+    serial: u64,
+}
+
+#[derive(Default)]
+struct Entry {
+    lent: Option<Lent>,
+    flight: Option<WeakShared<BoxFuture<'static, Got>>>,
+}
+
+#[derive(Default)]
+struct Tokens {
+    entries: HashMap<Key, Entry>,
+    serial: u64,
+}
+
+impl Tokens {
+    /// Makes room for `key`.
+    fn entry(&mut self, key: Key) -> &mut Entry {
+        if self.entries.len() >= TOKENS && !self.entries.contains_key(&key) {
+            let is_waited_for = |entry: &Entry| entry.flight.as_ref().is_some_and(|flight| flight.upgrade().is_some());
+            self.entries.retain(|_, entry| is_waited_for(entry));
+        }
+        self.entries.entry(key).or_default()
+    }
+
+    fn landed(&mut self, key: Key, got: Result<(SecretString, i64), TokenError>) -> Got {
+        self.serial += 1;
+        let serial = self.serial;
+        let got = got.map(|(token, end)| Lent { token, end, serial });
+        *self.entry(key) = Entry { lent: got.as_ref().ok().cloned(), flight: None };
+        got
+    }
+}
 
 /// Reads Key Vaults as the identities that are to read them.
 pub(super) struct Vaults {
@@ -32,8 +85,9 @@ pub(super) struct Vaults {
     identities: Option<Arc<dyn IdentitySource>>,
     bearers: Weak<dyn Bearers>,
     clock: Arc<dyn Clock>,
-    /// Tokens of the identities that read, and when they end.
-    tokens: Mutex<Kept>,
+    metrics: Arc<Metrics>,
+    /// Tokens of the identities that read.
+    tokens: Arc<Mutex<Tokens>>,
 }
 
 /// Why nothing was read.
@@ -50,8 +104,9 @@ impl Vaults {
         identities: Option<Arc<dyn IdentitySource>>,
         bearers: Weak<dyn Bearers>,
         clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { reader, identities, bearers, clock, tokens: Mutex::default() }
+        Self { reader, identities, bearers, clock, metrics, tokens: Arc::default() }
     }
 
     /// What is wrong with `vault` whoever reads it.
@@ -61,12 +116,24 @@ impl Vaults {
 
     /// Reads the credential of `identity` in `vault`.
     pub(super) async fn read(&self, identity: &Identity, vault: &VaultRef) -> Result<Bundle, VaultError> {
+        let begin = Instant::now();
+        let read = self.read_it(identity, vault).await;
+        self.metrics.vault_read(outcome(&read), begin.elapsed());
+        read
+    }
+
+    async fn read_it(&self, identity: &Identity, vault: &VaultRef) -> Result<Bundle, VaultError> {
         let reader = self.reader_of(identity, vault).map_err(VaultError::Reader)?;
-        let reader = &reader;
-        let bundle = self.reader.read(vault, |resource| async move { self.token(reader, &resource).await }).await;
+        let (reader, used) = (&reader, &AtomicU64::new(0));
+        let token = |resource: String| async move {
+            let lent = self.token(reader, &resource).await?;
+            used.store(lent.serial, Ordering::Relaxed);
+            Ok(lent.token)
+        };
+        let bundle = self.reader.read(vault, token).await;
         if let Err(Error::Forbidden { .. } | Error::TokenRefused { .. }) = &bundle {
             // The roles of a group are in the token: the next one may have them.
-            self.tokens().retain(|(place, _), _| !place.has_name_of(&reader.object));
+            self.forget(used.load(Ordering::Relaxed));
         }
         bundle.map_err(VaultError::Vault)
     }
@@ -115,26 +182,66 @@ impl Vaults {
         }
     }
 
-    async fn token(&self, reader: &Arc<Identity>, resource: &str) -> Result<SecretString, TokenError> {
-        let place = (Place::of(reader), Box::from(resource));
+    /// A token that has some time left: asked for once, however many read.
+    async fn token(&self, reader: &Arc<Identity>, resource: &str) -> Got {
+        let key = (Place::of(reader), Box::from(resource));
         let now = self.clock.now().as_second();
-        if let Some((token, _)) = self.tokens().get(&place).filter(|(_, end)| *end - now > FLOOR) {
-            return Ok(token.clone());
-        }
-        let bearers = self.bearers.upgrade().ok_or_else(|| TokenError::Unavailable {
-            message: "the broker is being shut down".to_owned(),
-            retry_after: std::time::Duration::from_secs(2),
-        })?;
-        let (token, end) = bearers.bearer(reader, resource).await?;
-        let mut tokens = self.tokens();
-        if tokens.len() >= TOKENS {
-            tokens.clear();
-        }
-        tokens.insert(place, (token.clone(), end));
-        Ok(token)
+        let flight = {
+            let mut tokens = lock(&self.tokens);
+            let entry = tokens.entry(key.clone());
+            if let Some(lent) = entry.lent.as_ref().filter(|lent| lent.end - now > FLOOR) {
+                return Ok(lent.clone());
+            }
+            let flight = entry.flight.as_ref().and_then(WeakShared::upgrade);
+            flight.unwrap_or_else(|| {
+                let flight = self.flight(key, Arc::clone(reader));
+                entry.flight = flight.downgrade();
+                flight
+            })
+        };
+        flight.await
     }
 
-    fn tokens(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    /// This one, and not one that came after it.
+    fn forget(&self, serial: u64) {
+        lock(&self.tokens).entries.retain(|_, entry| entry.lent.as_ref().is_none_or(|lent| lent.serial != serial));
+    }
+
+    fn flight(&self, key: Key, reader: Arc<Identity>) -> Flight {
+        let (bearers, tokens) = (self.bearers.clone(), Arc::clone(&self.tokens));
+        let asking = async move {
+            let got = match bearers.upgrade() {
+                Some(bearers) => bearers.bearer(&reader, &key.1).await,
+                None => Err(TokenError::Unavailable {
+                    message: "the broker is being shut down".to_owned(),
+                    retry_after: std::time::Duration::from_secs(2),
+                }),
+            };
+            lock(&tokens).landed(key, got)
+        };
+        asking.boxed().shared()
     }
 }
+
+fn outcome(read: &Result<Bundle, VaultError>) -> VaultRead {
+    use VaultRead as R;
+    match read {
+        Ok(_) => R::Ok,
+        Err(VaultError::Reader(_) | VaultError::Vault(Error::NoToken { .. })) => R::NoToken,
+        Err(VaultError::Vault(error)) => match error {
+            Error::NotFound { .. } | Error::Disabled { .. } => R::NotFound,
+            Error::Forbidden { .. } | Error::Firewall { .. } | Error::TokenRefused { .. } => R::Forbidden,
+            Error::Throttled { .. } => R::Throttled,
+            Error::Unavailable { .. } | Error::NameNotResolvable { .. } => R::Unavailable,
+            _ => R::Wrong,
+        },
+    }
+}
+
+fn lock(tokens: &Mutex<Tokens>) -> MutexGuard<'_, Tokens> {
+    tokens.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "vaults_tests.rs"]
+mod tests;

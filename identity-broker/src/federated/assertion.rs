@@ -3,12 +3,12 @@
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::AssertionError;
-use crate::credentials::SKEW;
+use crate::{credentials::SKEW, shown::shown};
 
 /// The longest token that is looked at, in bytes. A service account's has about 1,200.
 pub(super) const MAX_TOKEN: usize = 16 * 1024;
@@ -71,9 +71,9 @@ impl Assertion {
             Audience::None => Vec::new(),
         };
         Ok(Self {
-            issuer: shown(&claims.iss),
-            subject: shown(&claims.sub),
-            audiences: audiences.iter().take(8).map(|audience| shown(audience)).collect(),
+            issuer: shown(&claims.iss, MAX_CLAIM),
+            subject: shown(&claims.sub, MAX_CLAIM),
+            audiences: audiences.iter().take(8).map(|audience| shown(audience, MAX_CLAIM)).collect(),
             #[expect(clippy::cast_possible_truncation, reason = "what is too large becomes the largest, and no time")]
             expires_on: claims.exp.and_then(|exp| Timestamp::from_second(exp as i64).ok()),
             token,
@@ -83,11 +83,6 @@ impl Assertion {
     /// The token, to be sent as `client_assertion`.
     pub const fn token(&self) -> &SecretString {
         &self.token
-    }
-
-    /// The token alone.
-    pub fn into_token(self) -> SecretString {
-        self.token
     }
 
     /// `iss`: the cluster's issuer.
@@ -123,17 +118,6 @@ impl Assertion {
             _ => Ok(()),
         }
     }
-
-    /// How long it is good for, as it says itself; zero when it does not say, or is over.
-    pub fn lifetime(&self, now: Timestamp) -> SignedDuration {
-        let left = self.expires_on.map_or(SignedDuration::ZERO, |end| end.duration_since(now));
-        left.max(SignedDuration::ZERO)
-    }
-}
-
-/// Bounded, without control characters.
-fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_CLAIM).collect()
 }
 
 impl fmt::Debug for Assertion {
@@ -203,7 +187,5 @@ pub(super) mod tests {
         assert!(assertion.check("it", "y", now).is_ok());
         let error = assertion.check("it", "z", now).unwrap_err();
         assert!(matches!(&error, AssertionError::Audience { wanted, found, .. } if wanted == "z" && found == "x, y"));
-        assert_eq!(assertion.lifetime(now).as_secs(), 60);
-        assert_eq!(assertion.lifetime(assertion.expires_on().unwrap() + SignedDuration::from_secs(1)).as_secs(), 0);
     }
 }

@@ -114,18 +114,4 @@ impl AssertionError {
                 | Self::Pod(PodTokenError::Unavailable { .. })
         )
     }
-
-    /// In a word, as the `reason` of a condition: CamelCase.
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::NoFileGiven { .. } | Self::NoFile { .. } => "NoProjectedToken",
-            Self::Unreadable { .. } | Self::NotAToken { .. } => "ProjectedTokenUnreadable",
-            Self::Audience { .. } => "AssertionAudienceWrong",
-            Self::Expired { .. } => "AssertionExpired",
-            Self::PodsNotAllowed => "PodAssertionsOff",
-            Self::NoPod => "OnlyNodesCanTell",
-            Self::Pod(PodTokenError::Refused(_)) => "PodAssertionRefused",
-            Self::Pod(PodTokenError::Unavailable { .. }) => "PodAssertionUnavailable",
-        }
-    }
 }

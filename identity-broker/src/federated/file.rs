@@ -1,13 +1,15 @@
 //! The node's own projected token.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use nix::fcntl::OFlag;
 use secrecy::SecretString;
 use tokio::time::timeout;
 use zeroize::Zeroize as _;
@@ -40,11 +42,6 @@ impl TokenFile {
         Self { path: path.into(), clock: Arc::new(clock) }
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The token as it is now, when it is for `audience` and not over. Answers within 5 seconds.
     pub async fn read(&self, audience: &str) -> Result<Assertion, AssertionError> {
         let path = self.path.display().to_string();
@@ -70,7 +67,8 @@ impl TokenFile {
 
 /// At most one byte more than a token may have.
 fn read(path: &Path) -> io::Result<SecretString> {
-    let file = File::open(path)?;
+    // A FIFO would be waited for until somebody writes to it, by a thread that nobody can end.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no file"));
     }
@@ -140,6 +138,14 @@ mod tests {
             said.push(shown(file(&path).read(AUDIENCE).await.unwrap_err()));
         }
         said.push(shown(file(dir.path()).read(AUDIENCE).await.unwrap_err()));
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        said.push(shown(file(&path).read(AUDIENCE).await.unwrap_err()));
+        fs::remove_file(&path).unwrap();
+        // Has no end.
+        symlink("/dev/zero", &path).unwrap();
+        said.push(shown(file(&path).read(AUDIENCE).await.unwrap_err()));
+        fs::remove_file(&path).unwrap();
         insta::assert_snapshot!(said.join("\n"));
         // A minute slow is not over.
         fs::write(&path, valid("x", NOW - 60)).unwrap();

@@ -3,6 +3,8 @@
 use oauth2::url::{Host, Url};
 use thiserror::Error;
 
+use crate::shown::shown;
+
 /// Authority of identities that name none.
 pub const DEFAULT_AUTHORITY: &str = "https://login.microsoftonline.com/";
 /// The public and sovereign clouds (imds-and-clients §3.1).
@@ -59,14 +61,15 @@ impl AuthorityHosts {
     /// The v2 token endpoint of `tenant` at `authority`.
     pub fn token_endpoint(&self, authority: Option<&str>, tenant: Option<&str>) -> Result<Url, AuthorityError> {
         let text = authority.map(str::trim).filter(|text| !text.is_empty()).unwrap_or(DEFAULT_AUTHORITY);
-        let shown: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-        let mut url = Url::parse(text).map_err(|error| AuthorityError::NotAUrl(shown.clone(), error.to_string()))?;
+        let shown_text = shown(text, 200);
+        let mut url =
+            Url::parse(text).map_err(|error| AuthorityError::NotAUrl(shown_text.clone(), error.to_string()))?;
         if url.scheme() != "https" {
-            return Err(AuthorityError::NotHttps(shown));
+            return Err(AuthorityError::NotHttps(shown_text));
         }
         let plain = url.username().is_empty() && url.password().is_none() && url.path() == "/";
         if !plain || url.query().is_some() || url.fragment().is_some() {
-            return Err(AuthorityError::NotPlain(shown));
+            return Err(AuthorityError::NotPlain(shown_text));
         }
         if !self.allow(&url) {
             let host = url.host_str().unwrap_or_default().to_owned();
@@ -79,7 +82,7 @@ impl AuthorityHosts {
             || !tenant.starts_with(|c: char| c.is_ascii_alphanumeric())
             || tenant.contains("..")
         {
-            return Err(AuthorityError::Tenant(tenant.chars().filter(|c| !c.is_control()).take(100).collect()));
+            return Err(AuthorityError::Tenant(shown(tenant, 100)));
         }
         url.set_path(&format!("/{tenant}/oauth2/v2.0/token"));
         Ok(url)

@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use http::{
-    HeaderMap, HeaderValue, StatusCode,
-    header::{DATE, RETRY_AFTER},
-};
+use http::{HeaderValue, StatusCode, header::DATE};
 use identity_core::lookup::Identity;
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{Algorithm, Header};
@@ -26,9 +23,13 @@ use thiserror::Error;
 use super::{
     Failure,
     http::{Clients, TransportError},
+    retry_after::retry_after,
 };
-use crate::credentials::{Certificate, Credential, RefusalCause, SKEW, Verdict};
-use crate::tokens::{Issued, Refusal, RefusalKind, Token, TokenError};
+use crate::{
+    credentials::{Certificate, Credential, RefusalCause, SKEW, Verdict},
+    shown::shown,
+    tokens::{Issued, Refusal, RefusalKind, Token, TokenError},
+};
 
 /// How long an assertion is valid; Microsoft documents five to ten minutes.
 const ASSERTION_LIFETIME: i64 = 300;
@@ -235,13 +236,7 @@ fn transient(message: String, retry_after: Option<Duration>) -> Failure {
 pub(super) fn first_line(description: &str) -> String {
     let line = description.lines().next().unwrap_or_default();
     let line = line.split(" Trace ID:").next().unwrap_or_default();
-    line.chars().filter(|c| !c.is_control()).take(500).collect()
-}
-
-/// Seconds in a `Retry-After`, at most an hour.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.min(3600)))
+    shown(line, 500)
 }
 
 // === the transport ===

@@ -1,18 +1,14 @@
 //! Federated identities: a token of the cluster is what proves them. It is read at each use, so that there is nothing to rotate.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use identity_core::lookup::{Federation, Identity};
 use secrecy::ExposeSecret as _;
-use tokio::time::Instant;
 
 use super::{
     Failure, Upstream,
     shared::{Application, Missed, Run},
+    unknown_yet,
 };
 use crate::{
     credentials::{Credential, Verdict},
@@ -20,21 +16,14 @@ use crate::{
     tokens::{Token, TokenError},
 };
 
-/// The most identities whose refusals are remembered.
-const CAPACITY: usize = 4096;
-/// How soon it is worth asking again for what has yet to reach all of Entra.
-const SPREADING: Duration = Duration::from_secs(15);
-
 /// Who asks with assertions.
 pub(super) struct Federated {
     assertions: Option<Arc<dyn AssertionSource>>,
-    /// Since when Entra refuses what it may only not know yet, by a digest of who asks.
-    refused: Mutex<HashMap<u64, Instant>>,
 }
 
 impl Federated {
     pub(super) fn new(assertions: Option<Arc<dyn AssertionSource>>) -> Self {
-        Self { assertions, refused: Mutex::default() }
+        Self { assertions }
     }
 
     /// Asks once. `refused`: the digest of an assertion that Entra did not take.
@@ -56,18 +45,17 @@ impl Federated {
         }
         let credential = Credential::Assertion(Arc::new(assertion.token().clone()));
         // No version: one assertion after the other proves the same, tokens got with a former one are as good.
-        let answer = upstream.entra(run, application, &credential, 0).await;
-        let place = place(identity);
-        match answer {
+        let shown = upstream.spreading.shown(identity, 0);
+        match upstream.entra(run, application, &credential, 0).await {
             Ok(token) => {
-                self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
+                upstream.spreading.worked(shown);
                 Ok(token)
             }
             Err(Missed::Failed(Failure::Credential { error, spreads }, _)) => {
                 let error = explained(error, application.client_id, &assertion);
-                let failure = if spreads && self.is_new(place, upstream.config.rotation.propagation) {
-                    let (message, retry_after) = (error.to_string(), SPREADING);
-                    Failure::Permanent(TokenError::Unavailable { message, retry_after })
+                let failure = if spreads && upstream.spreading.is_new(shown) {
+                    // Another assertion says the same of itself.
+                    Failure::Permanent(unknown_yet(identity, error.to_string()))
                 } else {
                     Failure::Credential { error, spreads }
                 };
@@ -95,25 +83,6 @@ impl Federated {
             }
         })
     }
-
-    /// Whether Entra has refused it for less than this, without a token in between.
-    fn is_new(&self, place: u64, propagation: Duration) -> bool {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.len() >= CAPACITY && !refused.contains_key(&place) {
-            refused.clear();
-        }
-        refused.entry(place).or_insert_with(Instant::now).elapsed() < propagation
-    }
-}
-
-/// What has to be known to Entra: another object, application or subject is another matter.
-fn place(identity: &Identity) -> u64 {
-    let object = &identity.object;
-    let what = format!(
-        "{}/{}/{}/{:?}/{:?}/{:?}",
-        object.namespace, object.name, object.uid, identity.client_id, identity.tenant_id, identity.credential
-    );
-    crate::digest::first64(what.as_bytes())
 }
 
 /// With what was sent and what to do, where that can be told.

@@ -8,11 +8,7 @@ use identity_core::lookup::Identity;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{
-    Failure,
-    entra::{first_line, retry_after},
-    http::Clients,
-};
+use super::{Failure, entra::first_line, http::Clients, retry_after::retry_after};
 use crate::tokens::{Freshness, Issued, Refusal, RefusalKind, Token, TokenError};
 
 /// How long IMDS is left alone when it throttles without saying for how long.

@@ -8,7 +8,9 @@ mod federation;
 pub(crate) mod http;
 pub(crate) mod imds;
 mod limit;
+pub(crate) mod retry_after;
 mod shared;
+mod spreading;
 mod trying;
 
 use std::{
@@ -39,7 +41,7 @@ use self::{
 };
 use crate::{
     clock::Clock,
-    credentials::{Bearers, Credentials, Notice},
+    credentials::{Bearers, Credentials, Notice, explain},
     metrics::Metrics,
     tokens::{Ask, Backend, FetchError, Freshness, Token, TokenError, Urgency},
 };
@@ -134,11 +136,22 @@ impl Inner {
             let unchanged = Failure::Transient { message: String::new(), retry_after: None };
             return Err(Missed::Failed(unchanged, loaded.version));
         }
+        let shown = self.upstream.spreading.shown(identity, loaded.version);
         let answer = self.upstream.entra(run, &application, &loaded.credential, loaded.version).await;
-        if answer.is_ok() {
-            self.credentials.worked(identity, loaded.version, run.resource);
+        match answer {
+            Ok(token) => {
+                self.upstream.spreading.worked(shown);
+                self.credentials.worked(identity, loaded.version, run.resource);
+                Ok(token)
+            }
+            Err(Missed::Failed(Failure::Credential { error, spreads }, version)) => {
+                // There may be another one meanwhile. If not, this is what is told.
+                let temporary = spreads && self.upstream.spreading.is_new(shown);
+                let error = if temporary { unknown_yet(identity, explain(&error)) } else { error };
+                Err(Missed::Failed(Failure::Credential { error, spreads }, version))
+            }
+            Err(missed) => Err(missed),
         }
-        answer
     }
 
     async fn attempts(&self, run: &mut Run<'_>) -> Result<Token, FetchError> {
@@ -226,6 +239,15 @@ impl Bearers for Inner {
             Ok((token.bearer(), token.expires_on().as_second()))
         })
     }
+}
+
+/// What Entra refuses and may only not know yet is not refused for good.
+fn unknown_yet(identity: &Identity, message: String) -> TokenError {
+    tracing::warn!(
+        identity = %format_args!("{}/{}", identity.object.namespace, identity.object.name),
+        %message, "no token: Entra may not know this credential yet"
+    );
+    TokenError::Unavailable { message, retry_after: spreading::AGAIN }
 }
 
 fn failed(error: FetchError) -> TokenError {

@@ -13,6 +13,7 @@ use super::{
     http::Clients,
     imds,
     limit::{ImdsBudget, Limit, NoTurn, Tenants, Turn},
+    spreading::Spreading,
 };
 use crate::{
     clock::Clock,
@@ -50,6 +51,7 @@ pub(crate) struct Upstream {
     pub(crate) config: UpstreamConfig,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(super) spreading: Spreading,
     clients: Clients,
     imds: Limit,
     entra: Tenants,
@@ -64,6 +66,7 @@ impl Upstream {
     ) -> Self {
         Self {
             clients: Clients::new(tls, config.request_timeout),
+            spreading: Spreading::new(config.rotation.propagation),
             clock,
             metrics,
             // Per VM 20 in any second, 5 at a time (imds-and-clients §1.1); a little below, because the VM's other programs

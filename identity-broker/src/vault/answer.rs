@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
-use super::{Error, challenge::shown, error::Access};
-use crate::upstream::http::TransportError;
+use super::{Error, MOST, error::Access};
+use crate::{
+    shown::shown,
+    upstream::{http::TransportError, retry_after::retry_after},
+};
 
 /// For how long a vault is left alone that does not say.
 const THROTTLED: Duration = Duration::from_secs(10);
@@ -55,11 +58,10 @@ impl Reading {
             StatusCode::UNAUTHORIZED => Error::TokenRefused {
                 host: host(),
                 reader: self.reader.clone(),
-                message: shown(if refusal.message.is_empty() {
-                    "401 Unauthorized"
-                } else {
-                    refusal.message.trim_end_matches('.')
-                }),
+                message: match refusal.message.trim_end_matches('.') {
+                    "" => "401 Unauthorized".to_owned(),
+                    message => shown(message, MOST),
+                },
                 tenant: tenant.map(|tenant| format!(" ({tenant})")).unwrap_or_default(),
             },
             StatusCode::FORBIDDEN => match inner {
@@ -84,8 +86,8 @@ impl Reading {
                 retry_after: retry_after(headers),
             },
             status => {
-                let said = shown(&refusal.message);
-                let said = if said.is_empty() { said } else { format!(" ({}: {said})", shown(&refusal.code)) };
+                let said = shown(&refusal.message, MOST);
+                let said = if said.is_empty() { said } else { format!(" ({}: {said})", shown(&refusal.code, MOST)) };
                 Error::Malformed { host: host(), reason: format!("it answered {status}{said}") }
             }
         }
@@ -126,14 +128,10 @@ impl Reading {
     }
 }
 
-/// Seconds in a `Retry-After`, at most an hour.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.min(3600)))
-}
-
 #[cfg(test)]
 mod tests {
+    use http::header::RETRY_AFTER;
+
     use super::*;
 
     fn reading() -> Reading {

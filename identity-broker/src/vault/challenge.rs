@@ -1,5 +1,8 @@
 //! What a vault asks for: `WWW-Authenticate: Bearer authorization="…", resource="…"` (or `scope`).
 
+use super::MOST;
+use crate::shown::shown;
+
 /// What is in a challenge. Read to be checked and shown, never followed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Challenge<'a> {
@@ -53,7 +56,7 @@ impl<'a> Challenge<'a> {
             return Err("it names no resource".to_owned());
         }
         match asked.find(|(_, ours)| !ours) {
-            Some((asked, _)) => Err(format!("it asks for a token for '{}', not for {resource}", shown(asked))),
+            Some((asked, _)) => Err(format!("it asks for a token for '{}', not for {resource}", shown(asked, MOST))),
             None => Ok(()),
         }
     }
@@ -65,11 +68,6 @@ impl<'a> Challenge<'a> {
         let is_tenant = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
         (!tenant.is_empty() && tenant.len() <= 100 && tenant.chars().all(is_tenant)).then(|| tenant.to_owned())
     }
-}
-
-/// Something of the vault's in a message: bounded, without control characters.
-pub(super) fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
 }
 
 #[cfg(test)]

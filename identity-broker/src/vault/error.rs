@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use thiserror::Error;
 
 use crate::tokens::TokenError;
@@ -120,30 +119,6 @@ pub enum Error {
         host: String,
         /// The certificate.
         object: String,
-    },
-    /// The object's own end (`exp`) is past. Vaults hand it out all the same.
-    #[error("Key Vault {host}: {object} ended {end} (this node's clock says {now}): put a new version there")]
-    Expired {
-        /// The vault's host.
-        host: String,
-        /// The object.
-        object: String,
-        /// Its end.
-        end: Timestamp,
-        /// When that was looked at.
-        now: Timestamp,
-    },
-    /// The object's own beginning (`nbf`) is to come. Vaults hand it out all the same.
-    #[error("Key Vault {host}: {object} is valid from {begin} on, and this node's clock says {now}")]
-    NotYetValid {
-        /// The vault's host.
-        host: String,
-        /// The object.
-        object: String,
-        /// Its beginning.
-        begin: Timestamp,
-        /// When that was looked at.
-        now: Timestamp,
     },
     /// The vault is asked too often.
     #[error("Key Vault {host}: it is asked too often (by everything that reads it); next try in {} s", retry_after.as_secs())]
@@ -270,8 +245,6 @@ impl Error {
             Self::Forbidden { .. } | Self::Firewall { .. } => "KeyVaultForbidden",
             Self::Disabled { .. } => "KeyVaultDisabled",
             Self::NotIssued { .. } | Self::NotExportable { .. } => "KeyVaultNoPrivateKey",
-            Self::Expired { .. } => "KeyVaultExpired",
-            Self::NotYetValid { .. } => "KeyVaultNotYetValid",
             Self::Throttled { .. } => "KeyVaultThrottled",
             Self::Unavailable { .. } => "KeyVaultUnavailable",
             Self::Challenge { .. } | Self::Malformed { .. } => "KeyVaultAnswerWrong",

@@ -20,5 +20,8 @@ pub use error::{Access, Error};
 pub use reader::{Bundle, Reader};
 pub use suffixes::{DEFAULT_SUFFIXES, VaultSuffixes};
 
+/// The most that is shown of something that a vault or an object says, in characters.
+const MOST: usize = 200;
+
 #[cfg(test)]
 mod tests;

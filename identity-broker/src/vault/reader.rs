@@ -17,13 +17,12 @@ use secrecy::{SecretSlice, SecretString};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    Error, VaultSuffixes,
+    Error, MOST, VaultSuffixes,
     answer::Reading,
-    challenge::shown,
     guard::{Asking, Exchange, Guard},
     suffixes::Vault,
 };
-use crate::{tokens::TokenError, upstream::http::Clients};
+use crate::{shown::shown, tokens::TokenError, upstream::http::Clients};
 
 /// How often one reading is tried, when the vault is only away.
 const ATTEMPTS: u32 = 2;
@@ -42,8 +41,6 @@ pub struct Bundle {
     pub content_type: Option<String>,
     /// `exp`. A hint of whoever put it there: vaults hand out what has ended.
     pub expires_on: Option<Timestamp>,
-    /// `nbf`, likewise.
-    pub not_before: Option<Timestamp>,
     host: String,
     object: String,
 }
@@ -52,18 +49,6 @@ impl Bundle {
     /// Where it is from: "Key Vault demo.vault.azure.net, secret 'name', version …".
     pub fn origin(&self) -> String {
         format!("Key Vault {}, {}, version {}", self.host, self.object, self.version)
-    }
-
-    /// Whether this is its time, as its own `nbf` and `exp` say.
-    pub fn check_time(&self, now: Timestamp) -> Result<(), Error> {
-        let (host, object) = (self.host.clone(), self.object.clone());
-        if let Some(end) = self.expires_on.filter(|end| *end <= now) {
-            return Err(Error::Expired { host, object, end, now });
-        }
-        match self.not_before.filter(|begin| *begin > now) {
-            Some(begin) => Err(Error::NotYetValid { host, object, begin, now }),
-            None => Ok(()),
-        }
     }
 }
 
@@ -74,7 +59,6 @@ impl fmt::Debug for Bundle {
             .field("value", &"[redacted]")
             .field("content_type", &self.content_type)
             .field("expires_on", &self.expires_on)
-            .field("not_before", &self.not_before)
             .finish_non_exhaustive()
     }
 }
@@ -254,7 +238,7 @@ impl Session<'_> {
         let read = read.filter(|read| version.is_none_or(|version| version.eq_ignore_ascii_case(read)));
         let version = read.ok_or_else(|| malformed(&guard, "`id` is not what was asked for"))?;
         let value = found.value.ok_or_else(|| malformed(&guard, "there is no `value`"))?;
-        let content_type = found.content_type.map(|text| shown(&text)).filter(|text| !text.is_empty());
+        let content_type = found.content_type.map(|text| shown(&text, MOST)).filter(|text| !text.is_empty());
         let is_pkcs12 = content_type.as_deref().is_some_and(|text| text.trim().eq_ignore_ascii_case(PKCS12));
         let value = if is_pkcs12 {
             let bytes = STANDARD.decode(value.trim());
@@ -267,7 +251,6 @@ impl Session<'_> {
             value: value.into(),
             content_type,
             expires_on: attributes.expires.and_then(timestamp),
-            not_before: attributes.not_before.and_then(timestamp),
             host,
             // The version is in a field of its own.
             object: format!("{kind} '{name}'"),
@@ -314,20 +297,19 @@ fn is_version(text: &str) -> bool {
 
 /// They become part of a path.
 fn check_names(reference: &VaultRef) -> Result<(), Error> {
-    let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
     let (field, name) = match &reference.object {
         VaultObject::Secret(name) => ("secretName", name),
         VaultObject::Certificate(name) => ("certificateName", name),
     };
     if !(1..=127).contains(&name.len()) || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         let rule = "is no name of a Key Vault's object: 1 to 127 letters, digits and hyphens make one";
-        return Err(Error::Name { field, value: shown(name), rule });
+        return Err(Error::Name { field, value: shown(name, 100), rule });
     }
     match reference.version.as_deref() {
         Some(version) if !is_version(version) => {
             let rule = "is no version of a Key Vault's object: it has letters and digits only (32, as a rule); leave it out to follow \
                         the current one";
-            Err(Error::Name { field: "version", value: shown(version), rule })
+            Err(Error::Name { field: "version", value: shown(version, 100), rule })
         }
         _ => Ok(()),
     }

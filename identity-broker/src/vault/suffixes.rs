@@ -2,7 +2,8 @@
 
 use azure_core::http::Url;
 
-use super::Error;
+use super::{Error, MOST};
+use crate::shown::shown;
 
 /// The public and sovereign clouds' vaults.
 pub const DEFAULT_SUFFIXES: [&str; 3] = ["vault.azure.net", "vault.usgovcloudapi.net", "vault.azure.cn"];
@@ -33,8 +34,7 @@ impl VaultSuffixes {
 
     /// The vault at `text`, when it is one that is allowed.
     pub(super) fn vault(&self, text: &str) -> Result<Vault, Error> {
-        let shown: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-        let wrong = |why: String| Error::Url { url: shown.clone(), why };
+        let wrong = |why: String| Error::Url { url: shown(text, MOST), why };
         let url = Url::parse(text.trim()).map_err(|error| wrong(format!("is not a URL ({error})")))?;
         if url.scheme() != "https" {
             return Err(wrong("does not begin with https://".to_owned()));

@@ -7,16 +7,14 @@ use std::{
 };
 
 use identity_core::lookup::{CredentialSource, Identity};
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, JoinHandle},
-};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, Command, Context, Place, Shared, milliseconds};
+use super::{Answer, Command, Context, Place, Shared, Tried, milliseconds};
 use crate::{
     credentials::{
         notice::Notice,
-        rotation::{Effect, Freshness, Input, Now, Outcome, Outlook, Reading, Rotation, Saying, Version},
+        rotation::{Effect, Freshness, Input, Now, Outlook, Reading, Rotation, Saying, Version},
         source::{Known, Loaded, Read},
     },
     tokens::TokenError,
@@ -36,7 +34,7 @@ pub(super) struct Task {
     waiters: Vec<(Option<Version>, oneshot::Sender<Answer>)>,
     follow: Option<watch::Receiver<u64>>,
     reading: Option<Working<Read>>,
-    trying: Option<(Version, Working<Outcome>)>,
+    trying: Option<Trying>,
     /// What a token was got for last.
     resource: Option<Box<str>>,
     timer: Option<Duration>,
@@ -47,25 +45,18 @@ pub(super) struct Task {
 }
 
 /// Work on another task; given up when it is dropped.
-struct Working<T>(JoinHandle<T>, AbortHandle);
+type Working<T> = AbortOnDropHandle<T>;
 
-impl<T: Send + 'static> Working<T> {
-    fn on(work: impl Future<Output = T> + Send + 'static) -> Self {
-        let task = tokio::spawn(work);
-        let abort = task.abort_handle();
-        Self(task, abort)
-    }
-
-    /// `None` if it panicked.
-    async fn done(&mut self) -> Option<T> {
-        (&mut self.0).await.ok()
-    }
+fn on_a_task<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Working<T> {
+    AbortOnDropHandle::new(tokio::spawn(work))
 }
 
-impl<T> Drop for Working<T> {
-    fn drop(&mut self) {
-        self.1.abort();
-    }
+/// A credential that is tried.
+struct Trying {
+    version: Version,
+    /// What for, when not for what every application may ask for.
+    resource: Option<Box<str>>,
+    work: Working<Tried>,
 }
 
 impl Task {
@@ -117,10 +108,7 @@ impl Task {
                     self.reading = None;
                     self.was_read(read);
                 }
-                (version, outcome) = tried(self.trying.as_mut()) => {
-                    self.trying = None;
-                    self.handle(Input::Tried { version, outcome });
-                }
+                tried = tried(self.trying.as_mut()) => self.was_tried(tried),
                 () = sleep => {
                     self.timer = None;
                     self.handle(Input::Timer);
@@ -199,6 +187,15 @@ impl Task {
         }
     }
 
+    fn was_tried(&mut self, tried: Tried) {
+        let Some(Trying { version, resource, .. }) = self.trying.take() else { return };
+        if matches!(tried, Tried::Otherwise(_)) && resource == self.resource {
+            // It may be the resource that is not there any more: the next try is for one that is.
+            self.resource = None;
+        }
+        self.handle(Input::Tried { version, outcome: tried.outcome() });
+    }
+
     fn handle(&mut self, input: Input) {
         let again = self.look();
         let now = self.now();
@@ -237,24 +234,26 @@ impl Task {
             Effect::Read if self.former && self.waiters.is_empty() => {
                 let message = "its identity has it no longer".to_owned();
                 let error = TokenError::Unavailable { message, retry_after: PARTING };
-                self.reading = Some(Working::on(async { Reading::Unclear(error).into() }));
+                self.reading = Some(on_a_task(async { Reading::Unclear(error).into() }));
             }
             Effect::Try { version } if self.former && self.waiters.is_empty() => {
-                self.trying = Some((version, Working::on(async { Outcome::Unclear })));
+                let work = on_a_task(async { Tried::Unclear("its identity has it no longer".to_owned()) });
+                self.trying = Some(Trying { version, resource: None, work });
             }
             Effect::Read => {
                 let (context, identity) = (Arc::clone(&self.context), Arc::clone(&self.identity));
                 let known = self.known.clone();
-                self.reading = Some(Working::on(async move { context.reader.read(&identity, known).await }));
+                self.reading = Some(on_a_task(async move { context.reader.read(&identity, known).await }));
             }
             Effect::Try { version } => {
                 let Some(loaded) = self.find(version) else { return };
                 let (context, identity) = (Arc::clone(&self.context), Arc::clone(&self.identity));
-                let resource = self.resource.clone();
-                let trying = Working::on(async move {
-                    context.tries.try_it(&identity, &loaded.credential, resource.as_deref()).await.outcome()
-                });
-                self.trying = Some((version, trying));
+                let (resource, asked) = (self.resource.clone(), self.resource.clone());
+                let work =
+                    on_a_task(
+                        async move { context.tries.try_it(&identity, &loaded.credential, asked.as_deref()).await },
+                    );
+                self.trying = Some(Trying { version, resource, work });
             }
             Effect::SetTimer { at } => self.timer = at,
             Effect::Say(saying) => self.say(saying),
@@ -298,11 +297,13 @@ impl Task {
         let (current, candidate) = (self.machine.current(), self.machine.candidate());
         self.known.loaded.retain(|loaded| {
             let version = Some(loaded.version);
-            version == current || version == candidate || self.trying.as_ref().map(|(version, _)| *version) == version
+            version == current || version == candidate || self.trying.as_ref().map(|trying| trying.version) == version
         });
         let loaded = current.and_then(|version| self.find(version));
         let shown = self.shared.current.load();
-        if shown.as_ref().map(|shown| shown.version) != current {
+        // A Key Vault can change when a version ends.
+        let what = |loaded: &Option<Arc<Loaded>>| loaded.as_ref().map(|loaded| (loaded.version, loaded.expires));
+        if what(&shown) != what(&loaded) {
             let expires = loaded.as_ref().and_then(|loaded| loaded.expires);
             if !self.former {
                 self.context.metrics.credential_expiry(&self.identity.object, expires);
@@ -347,16 +348,20 @@ async fn changed(follow: Option<&mut watch::Receiver<u64>>) -> bool {
     }
 }
 
+/// `None` if it panicked.
 async fn read(reading: Option<&mut Working<Read>>) -> Option<Read> {
     match reading {
-        Some(reading) => reading.done().await,
+        Some(reading) => reading.await.ok(),
         None => std::future::pending().await,
     }
 }
 
-async fn tried(trying: Option<&mut (Version, Working<Outcome>)>) -> (Version, Outcome) {
+async fn tried(trying: Option<&mut Trying>) -> Tried {
     match trying {
-        Some((version, trying)) => (*version, trying.done().await.unwrap_or(Outcome::Unclear)),
+        Some(trying) => {
+            let tried = (&mut trying.work).await;
+            tried.unwrap_or_else(|_| Tried::Unclear("trying it failed inside the broker".to_owned()))
+        }
         None => std::future::pending().await,
     }
 }

@@ -59,6 +59,8 @@ impl Source {
 struct Entra {
     known: Mutex<BTreeSet<&'static str>>,
     tries: Mutex<Vec<String>>,
+    /// A resource that is not there.
+    absent: Mutex<Option<&'static str>>,
 }
 
 impl Try for Entra {
@@ -72,7 +74,13 @@ impl Try for Entra {
         let secret = secret.expose_secret().to_owned();
         self.tries.lock().unwrap().push(format!("{secret} for {}", resource.unwrap_or("anything")));
         let known = self.known.lock().unwrap().contains(&*secret);
+        let absent = resource.is_some() && *self.absent.lock().unwrap() == resource;
         Box::pin(async move {
+            if absent {
+                let description = "AADSTS500011: The resource principal was not found.".to_owned();
+                let refusal = Refusal { error: RefusalKind::InvalidResource, description, trace_id: None };
+                return Tried::Otherwise(TokenError::Refused(refusal));
+            }
             if known {
                 return Tried::Proven;
             }
@@ -130,7 +138,7 @@ fn bench_with(followed: bool, objects: Option<Arc<Objects>>) -> Bench {
     let vaults = crate::vault::Reader::new(tls.with_no_client_auth(), Duration::from_secs(1), VaultSuffixes::default());
     let mut sources = Sources::from(Arc::clone(&source));
     sources.identities = objects.map(|objects| objects as _);
-    let reader = Reader::new(sources, vaults, Weak::<NoTokens>::new(), Arc::clone(&clock));
+    let reader = Reader::new(sources, vaults, Weak::<NoTokens>::new(), Arc::clone(&clock), Arc::clone(&metrics));
     let tries = Arc::clone(&entra) as Arc<dyn Try>;
     let credentials = Credentials::with(reader, tries, clock, metrics, RotationConfig::default(), MINUTE);
     let notices = credentials.notices();
@@ -327,6 +335,34 @@ async fn it_is_followed_not_read() {
     assert_eq!(bench.source.reads(), 3);
     let tries = bench.entra.tries.lock().unwrap().clone();
     assert_eq!(tries, ["wrong for https://vault.azure.net", "good for https://vault.azure.net"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_is_gone_keeps_no_credential_out() {
+    let mut bench = bench(true);
+    assert_eq!(bench.use_it().await, "first");
+    *bench.entra.absent.lock().unwrap() = Some("https://vault.azure.net");
+    bench.entra.known.lock().unwrap().insert("second");
+    bench.source.say(Some(Ok(&[("clientSecret", b"second")])));
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(*bench.entra.tries.lock().unwrap(), ["second for https://vault.azure.net", "second for anything"]);
+    assert_eq!(bench.told().len(), 1, "that it is in use");
+    assert_eq!(bench.use_it().await, "second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_ends_while_it_is_asked_is_replaced() {
+    let bench = bench(true);
+    // As one that nobody wanted for long: what is on its way to it is lost.
+    let shared = Shared { current: ArcSwapOption::empty(), fresh: AtomicU64::new(0), wanted: AtomicU64::new(0) };
+    let (commands, mut queue) = mpsc::channel(QUEUE);
+    let slot = Arc::new(Slot { shared: Arc::new(shared), commands });
+    bench.credentials.slots.lock().unwrap().insert(Place::of(&principal()), slot);
+    let ends = tokio::spawn(async move { queue.recv().await.is_some() });
+    let begin = Instant::now();
+    assert_eq!(bench.get(None).await.unwrap(), "first");
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    assert!(ends.await.unwrap(), "it was asked first");
 }
 
 #[tokio::test(start_paused = true)]

@@ -49,13 +49,13 @@ impl Machine {
         out.push(Effect::Evict { key: entry.key, for_room });
     }
 
-    /// Versions of identities that no key is of are worth little.
     /// The sources that keys of a group have.
     pub(super) fn sources(&self, group: u64) -> std::collections::BTreeSet<u64> {
         let keys = self.entries.values().map(|entry| &entry.key);
         keys.filter(|key| key.group() == group).map(Key::source).collect()
     }
 
+    /// Versions of identities that no key is of are worth little.
     pub(super) fn forget_versions(&mut self) {
         if self.versions.len() > self.config.capacity {
             let sources: std::collections::HashSet<u64> =

@@ -93,7 +93,7 @@ async fn a_secret_as_recorded() {
     let (bundle, sent) = read(vec![challenge(CHALLENGE), answer(200, &found("s3cr3t"))], &secret("s1")).await;
     let bundle = bundle.unwrap();
     assert_eq!((text(&bundle), &*bundle.version), ("s3cr3t", VERSION));
-    assert_eq!((&bundle.content_type, bundle.expires_on, bundle.not_before), (&None, None, None));
+    assert_eq!((&bundle.content_type, bundle.expires_on), (&None, None));
     assert_eq!(bundle.origin(), format!("Key Vault {HOST}, secret 's1', version {VERSION}"));
     let url = format!("GET https://{HOST}/secrets/s1/?api-version=2025-07-01");
     assert_eq!(sent, [format!("{url} "), format!("{url} Bearer t0ken")]);
@@ -110,12 +110,7 @@ async fn a_version_and_times() {
     let bundle = bundle.unwrap();
     assert!(sent[0].contains(&format!("/secrets/S1/{VERSION}?")), "{sent:?}");
     assert_eq!(bundle.content_type.as_deref(), Some("text/plain"));
-    let at = |seconds| Timestamp::from_second(seconds).unwrap();
-    bundle.check_time(at(1_700_000_000)).unwrap();
-    bundle.check_time(at(1_799_999_999)).unwrap();
-    assert!(matches!(bundle.check_time(at(1_800_000_000)), Err(Error::Expired { .. })));
-    let error = bundle.check_time(at(1_699_999_999)).unwrap_err();
-    assert!(error.to_string().contains("secret 'S1' is valid from 2023-11-14T22:13:20Z on"), "{error}");
+    assert_eq!(bundle.expires_on, Timestamp::from_second(1_800_000_000).ok());
 }
 
 #[tokio::test]
