@@ -25,7 +25,8 @@ use crate::{Condition, TimeBox, rules};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     printcolumn = r#"{"name":"Open","type":"string","jsonPath":".status.conditions[?(@.type==\"Open\")].status","priority":1}"#,
     printcolumn = r#"{"name":"Next-Transition","type":"string","jsonPath":".status.nextTransition","priority":1}"#,
-    printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.matchedPods","priority":1}"#
+    printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.matchedPods","priority":1}"#,
+    printcolumn = r#"{"name":"ClientID","type":"string","jsonPath":".spec.clientID","priority":1}"#
 )]
 #[x_kube(
     validation = rules::AZURE_IDENTITY.rule(),

@@ -66,7 +66,7 @@ async fn what_the_policies_let_pass() {
     approvals_are_only_added(&world).await;
     who_takes_back_is_who_says_so(&world).await;
     only_the_controller_writes_the_status(&world).await;
-    removing_the_policy_shows(&plane, &world).await;
+    removing_the_policy_shows(&world).await;
     whoever_binds_needs_the_right_to_use(&plane, &world).await;
     the_right_to_a_client_id_will_do(&plane, &world).await;
     whoever_has_a_vault_read_needs_the_right_too(&plane, &world).await;
@@ -149,6 +149,15 @@ async fn who_asks_is_who_creates(world: &World) {
     ] {
         refused(asks(change.clone()).await, said);
     }
+    // When it was asked is the API server's word: a grant that is younger than the policy has passed it.
+    let mut early = grant("g", &json!({}));
+    let metadata = json!({"name": "g", "creationTimestamp": "2099-01-01T00:00:00Z", "generation": 7, "uid": "mine"});
+    early["metadata"] = metadata;
+    let stored =
+        world.ann.create("azureidentitygrants", "dryRun=All", &early).await.expect("what is not hers is dropped");
+    let created: jiff::Timestamp = stored["metadata"]["creationTimestamp"].as_str().unwrap().parse().unwrap();
+    assert!(created < "2099-01-01T00:00:00Z".parse().unwrap(), "{stored}");
+    assert!(stored["metadata"]["generation"] == 1 && stored["metadata"]["uid"] != "mine", "{stored}");
     // What the schema says, in its own order.
     for (change, field) in [
         (json!({"duration": "0s"}), "spec.duration"),
@@ -181,6 +190,16 @@ async fn what_is_asked_for_stays(world: &World) {
             refused(said, if person.name == CONTROLLER { "" } else { "what is asked for stays as it was asked" });
         }
     }
+    let before = get(&world.admin, &at("edited")).await.unwrap();
+    for forged in
+        [json!({"creationTimestamp": "2099-01-01T00:00:00Z"}), json!({"generation": 1}), json!({"generation": 9})]
+    {
+        // Refused or dropped, as the API server likes.
+        let _ = world.ann.patch(&at("edited"), &json!({"metadata": forged})).await;
+    }
+    let after = get(&world.admin, &at("edited")).await.unwrap();
+    assert_eq!(before["metadata"]["creationTimestamp"], after["metadata"]["creationTimestamp"]);
+    assert_eq!(before["metadata"]["generation"], after["metadata"]["generation"]);
     let labelled = world.ann.patch(&at("edited"), &json!({"metadata": {"labels": {"ticket": "7"}}})).await;
     labelled.expect("labels are nobody's business");
 }
@@ -298,7 +317,7 @@ async fn only_the_controller_writes_the_status(world: &World) {
 }
 
 /// Takes the proof away, approves in somebody's name, and puts the proof back.
-async fn removing_the_policy_shows(plane: &ControlPlane, world: &World) {
+async fn removing_the_policy_shows(world: &World) {
     let expected = policies::grants(&[CONTROLLER]);
     let since = async || {
         let (policy, binding) = live(world, &expected).await;
@@ -315,6 +334,11 @@ async fn removing_the_policy_shows(plane: &ControlPlane, world: &World) {
     patch(&world.admin, &path, &json!({"spec": {"validationActions": ["Deny"]}})).await.unwrap();
     let said = since().await.expect_err("was only audited").to_string();
     assert!(said.contains("has been edited since it was created"), "{said}");
+    for forged in [json!({"generation": 1}), json!({"creationTimestamp": "2020-01-01T00:00:00Z"})] {
+        let _ = patch(&world.admin, &path, &json!({"metadata": forged})).await;
+        let said = since().await.expect_err("an administrator cannot say otherwise").to_string();
+        assert!(said.contains("has been edited since it was created"), "{said}");
+    }
 
     // Deleting, forging, putting back.
     delete(&world.admin, &path, &json!({})).await.unwrap();
@@ -331,7 +355,10 @@ async fn removing_the_policy_shows(plane: &ControlPlane, world: &World) {
         probe > created
     })
     .await;
-    plane.apply_dir(&root().join("deploy")).await.unwrap();
+    // Put back with a date: the API server writes its own.
+    let mut dated = serde_json::to_value(&expected.binding).unwrap();
+    dated["metadata"]["creationTimestamp"] = json!("2020-01-01T00:00:00Z");
+    post(&world.admin, &format!("{ADMISSION}/validatingadmissionpolicybindings"), "", &dated).await.unwrap();
     world.grants_are_in_force().await;
     let again = since().await.expect("in force again");
     assert!(again > created, "what was forged is older than the proof: {again} after {created}");

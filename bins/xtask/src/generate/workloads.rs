@@ -14,6 +14,7 @@ use k8s_openapi::{
             SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
             WeightedPodAffinityTerm,
         },
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -182,9 +183,20 @@ pub(super) fn controller() -> anyhow::Result<String> {
         },
         ..Deployment::default()
     };
+    // Draining nodes takes one after the other; one that is not ready is in nobody's way.
+    let budget = PodDisruptionBudget {
+        metadata: ObjectMeta { labels: Some(labels("controller")), ..meta(CONTROLLER) },
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(selector("controller")),
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".into()),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    };
     Ok(yaml::render(
         &["Two replicas, one of which works (it holds the Lease); the other takes over when it stops renewing."],
-        &[yaml::document(&deployment)?],
+        &[yaml::document(&deployment)?, yaml::document(&budget)?],
     ))
 }
 
