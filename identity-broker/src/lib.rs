@@ -74,7 +74,7 @@ pub use clock::Clock;
 pub use credentials::{Checked, Checker, CredentialError, CredentialProblem, RotationConfig};
 pub use decide::Decide;
 pub use endpoint::{Broker, BrokerConfig, LimitsConfig, OnAuditFailure, Rate, error_table, metadata::Metadata};
-pub use metrics::{Metrics, Reason, Turned};
+pub use metrics::{Metrics, Reason, Turned, compat};
 pub use secrets::{IdentitySource, SecretData, SecretSource, SecretSourceError};
 pub use server::{Kernel, OriginalDestination, ServerConfig, serve};
 pub use tokens::{Backend, Freshness, Manager, ManagerConfig, Notice, Shape, Token, TokenError, Tokens};

@@ -1,7 +1,7 @@
 //! Prometheus metrics. Every label set is bounded and made beforehand: counting is one atomic addition.
 
 mod buckets;
-mod compat;
+pub mod compat;
 
 use std::time::Duration;
 
@@ -236,7 +236,7 @@ pub enum Turned {
 }
 
 impl Turned {
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::PerPeer => "per_peer_limit",

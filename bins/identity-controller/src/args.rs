@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use identity_process::{LogArgs, ProbeArgs, SourceArgs, UpstreamArgs};
-use jiff::SignedDuration;
+use identity_process::{LogArgs, ProbeArgs, SourceArgs, TraceArgs, UpstreamArgs, duration_within};
 
 /// Writes which pod may use which identity.
 ///
@@ -48,10 +47,10 @@ pub(crate) struct Args {
 
     /// How long the Lease lasts without being renewed (1s to 10m); it is renewed every fifth of that
     #[arg(
-        long, value_name = "DURATION", default_value = "15s", value_parser = duration, help_heading = "Lease",
+        long, value_name = "DURATION", default_value = "15s", value_parser = lease, help_heading = "Lease",
         env = "ENTRA_POD_IDENTITY_LEASE_DURATION"
     )]
-    lease_duration: SignedDuration,
+    pub(crate) lease_duration: Duration,
 
     /// Name as a holder of the Lease; a random suffix is added, since a restarted process is another one. Default: host name
     #[arg(long, value_name = "NAME", help_heading = "Lease", env = "ENTRA_POD_IDENTITY_HOLDER")]
@@ -66,10 +65,13 @@ pub(crate) struct Args {
         long, value_name = "DURATION", default_value = "1h", value_parser = interval, help_heading = "Entra and Key Vault",
         env = "ENTRA_POD_IDENTITY_CREDENTIAL_INTERVAL"
     )]
-    credential_interval: SignedDuration,
+    credential_interval: Duration,
 
     #[command(flatten)]
     pub(crate) probes: ProbeArgs<8080, 8888>,
+
+    #[command(flatten)]
+    pub(crate) traces: TraceArgs,
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -82,28 +84,21 @@ SSL_CERT_DIR name others, --ca-bundle more.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed (the last line says why), 2 wrong flags.";
 
-fn duration(text: &str) -> Result<SignedDuration, String> {
-    let duration: SignedDuration = text.parse().map_err(|error| format!("{error}; write 15s or 1m"))?;
-    if duration < SignedDuration::from_secs(1) || duration > SignedDuration::from_mins(10) {
-        return Err("from 1s to 10m".to_owned());
-    }
-    Ok(duration)
+fn lease(text: &str) -> Result<Duration, String> {
+    duration_within(text, Duration::from_secs(1)..=Duration::from_mins(10))
 }
 
-fn interval(text: &str) -> Result<SignedDuration, String> {
-    let interval: SignedDuration = text.parse().map_err(|error| format!("{error}; write 1h or 30m"))?;
-    let range = SignedDuration::from_mins(1)..=SignedDuration::from_hours(24);
-    if interval.is_zero() || range.contains(&interval) { Ok(interval) } else { Err("0s, or from 1m to 24h".to_owned()) }
+/// Zero says never.
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration_within(text, Duration::ZERO..=Duration::from_hours(24))?;
+    let often = interval > Duration::ZERO && interval < Duration::from_mins(1);
+    if often { Err("0s, or from 1m to 24h".to_owned()) } else { Ok(interval) }
 }
 
 impl Args {
     /// None: credentials are not tried.
     pub(crate) fn credential_interval(&self) -> Option<Duration> {
-        Some(self.credential_interval.unsigned_abs()).filter(|interval| !interval.is_zero())
-    }
-
-    pub(crate) fn lease_duration(&self) -> Duration {
-        self.lease_duration.unsigned_abs()
+        Some(self.credential_interval).filter(|interval| !interval.is_zero())
     }
 
     /// Differs from every other process, this one's predecessor and successor included.
@@ -128,7 +123,7 @@ mod tests {
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
         let args = Args::try_parse_from(["identity-controller", "--lease-duration", "3s", "--holder", "a"]).unwrap();
-        assert_eq!(args.lease_duration(), Duration::from_secs(3));
+        assert_eq!(args.lease_duration, Duration::from_secs(3));
         assert!(args.holder().unwrap().starts_with("a_"));
         assert_eq!(args.credential_interval(), Some(Duration::from_hours(1)));
         let never = Args::try_parse_from(["identity-controller", "--credential-interval", "0s"]).unwrap();

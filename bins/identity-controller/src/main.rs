@@ -20,7 +20,8 @@ use identity_core::{
     },
 };
 use identity_process::{
-    FollowedIdentities, FollowedSecrets, Missing, Probes, Pulse, RuntimeMetrics, Supervisor, SystemClock, VERSION,
+    FollowedIdentities, FollowedSecrets, Missing, Probes, Pulse, RuntimeMetrics, Supervisor, SystemClock, Traces,
+    VERSION,
     metrics::controller_metrics, now, shutdown_on_signal,
 };
 use jiff::SignedDuration;
@@ -39,7 +40,8 @@ const SECRETS: usize = 512;
 fn main() -> ExitCode {
     let args = Args::parse();
     // One task owns the index; the rest is waiting for the API server.
-    identity_process::run(&args.log.clone(), 2, run(args))
+    let traces = Traces::new(&args.traces, &args.upstream, "identity-controller", None);
+    identity_process::run(&args.log.clone(), traces, 2, run(args))
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
@@ -48,7 +50,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let lease = lease::Config {
         namespace: args.lease_namespace.clone(),
         name: args.lease_name.clone(),
-        duration: args.lease_duration(),
+        duration: args.lease_duration,
         holder: args.holder()?,
     };
     info!(version = VERSION, holder = lease.holder, "identity-controller");

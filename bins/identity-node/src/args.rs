@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use http::Uri;
 use identity_broker::{LimitsConfig, OnAuditFailure, Rate};
 use identity_netfilter::{Backend, Redirect};
-use identity_process::{LogArgs, ProbeArgs, SourceArgs, UpstreamArgs};
+use identity_process::{LogArgs, ProbeArgs, SourceArgs, TraceArgs, UpstreamArgs, duration_within};
 
 use crate::{audit::AuditArgs, events::EventArgs, metadata::MetadataArgs};
 
@@ -48,6 +48,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) probes: ProbeArgs<8085, 9090>,
+
+    #[command(flatten)]
+    pub(crate) traces: TraceArgs,
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -208,15 +211,11 @@ fn node_address(text: &str) -> Result<Ipv4Addr, String> {
 }
 
 fn hold(text: &str) -> Result<Duration, String> {
-    let hold: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}; write 5s or 500ms"))?;
-    let most = Duration::from_mins(1);
-    Duration::try_from(hold).ok().filter(|hold| *hold <= most).ok_or_else(|| "from 0s to 60s".to_owned())
+    duration_within(text, Duration::ZERO..=Duration::from_mins(1))
 }
 
 fn pause(text: &str) -> Result<Duration, String> {
-    let pause: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}; write 5m or 30s"))?;
-    let range = Duration::from_secs(1)..=Duration::from_hours(24);
-    Duration::try_from(pause).ok().filter(|pause| range.contains(pause)).ok_or_else(|| "from 1s to 24h".to_owned())
+    duration_within(text, Duration::from_secs(1)..=Duration::from_hours(24))
 }
 
 fn metadata_endpoint(text: &str) -> Result<Uri, String> {

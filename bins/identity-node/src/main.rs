@@ -40,9 +40,10 @@ use identity_core::{
 };
 use identity_netfilter::{Redirect, State};
 use identity_process::{
-    FollowedIdentities, FollowedSecrets, Missing, Probes, Pulse, RequestedTokens, Supervisor, SystemClock, VERSION,
+    FollowedIdentities, FollowedSecrets, Missing, Probes, Pulse, RequestedTokens, Supervisor, SystemClock, Traces,
+    VERSION,
     metrics::{NodeMetrics, export_audit, export_netfilter},
-    now, shutdown_on_signal,
+    now, remote_parent, shutdown_on_signal,
 };
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -63,11 +64,12 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let log = args.log.clone();
     if args.netfilter.remove_rules {
-        return identity_process::run(&log, 1, netfilter::remove());
+        return identity_process::run(&log, Traces::none(), 1, netfilter::remove());
     }
     // The tokens of one node's pods; more threads would only cost memory.
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-    identity_process::run(&log, threads, run(args))
+    let traces = Traces::new(&args.traces, &args.upstream, "identity-node", args.node.node_name.as_deref());
+    identity_process::run(&log, traces, threads, run(args))
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
@@ -130,6 +132,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         on_audit_failure,
         node: name.clone(),
         limits: args.tokens.limits(),
+        remote_parent: Some(remote_parent),
         ..BrokerConfig::default()
     };
     let rest = PassthroughConfig {

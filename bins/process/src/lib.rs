@@ -21,6 +21,7 @@
 
 mod clock;
 mod cores;
+mod duration;
 mod logs;
 pub mod metrics;
 mod probe;
@@ -31,9 +32,11 @@ mod source;
 mod start;
 mod stderr;
 mod tls;
+mod traces;
 mod upstream;
 
 pub use clock::{SystemClock, now};
+pub use duration::duration_within;
 pub use logs::{Format, LogArgs};
 pub use metrics::RuntimeMetrics;
 pub use probe::{Missing, ProbeArgs, Probes};
@@ -43,4 +46,5 @@ pub use signals::{Supervisor, shutdown_on_signal};
 pub use source::SourceArgs;
 pub use start::{VERSION, run};
 pub use stderr::{LogLines, lost_log_lines};
+pub use traces::{TraceArgs, Traces, remote_parent};
 pub use upstream::UpstreamArgs;

@@ -8,10 +8,13 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
+use tracing::{Subscriber, info};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::LevelFilter, fmt, layer::SubscriberExt as _, registry::LookupSpan, reload,
+    util::SubscriberInitExt as _,
+};
 
-use crate::stderr::Stderr;
+use crate::{stderr::Stderr, traces::SpanLayer};
 
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -61,25 +64,32 @@ impl LogArgs {
         format!("kube=off,hyper_util=warn,{},audit=info", self.log_level)
     }
 
-    /// Makes this the log of the process. Once.
-    pub(crate) fn install(&self) -> Log {
+    /// Makes this the log of the process, and `spans` what takes its spans. Once.
+    pub(crate) fn install(&self, spans: Option<SpanLayer>) -> Log {
         let filter = EnvFilter::new(self.directives());
-        let log = fmt().with_env_filter(filter).with_writer(Stderr::new()).with_target(true).log_internal_errors(false);
-        let reload: Reload = match self.log_format {
-            Format::Json => {
-                let log = log.json().flatten_event(true).with_filter_reloading();
-                let handle = log.reload_handle();
-                log.init();
-                Box::new(move |filter| handle.reload(filter).is_ok())
-            }
-            Format::Text => {
-                let log = log.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
-                let handle = log.reload_handle();
-                log.init();
-                Box::new(move |filter| handle.reload(filter).is_ok())
-            }
+        let reload: Reload = if let Some(spans) = spans {
+            // Each has its own filter: what is sent as a span does not depend on what is logged, nor the log on that.
+            let (filter, handle) = reload::Layer::new(filter);
+            tracing_subscriber::registry().with(spans).with(self.lines().with_filter(filter)).init();
+            Box::new(move |filter| handle.reload(filter).is_ok())
+        } else {
+            let (filter, handle) = reload::Layer::new(filter);
+            tracing_subscriber::registry().with(filter).with(self.lines()).init();
+            Box::new(move |filter| handle.reload(filter).is_ok())
         };
         Log { levels: Levels::new(self), reload }
+    }
+
+    /// What writes lines.
+    fn lines<S>(&self) -> Box<dyn Layer<S> + Send + Sync>
+    where
+        S: Subscriber + for<'span> LookupSpan<'span>,
+    {
+        let lines = fmt::layer().with_writer(Stderr::new()).with_target(true).log_internal_errors(false);
+        match self.log_format {
+            Format::Json => lines.json().flatten_event(true).boxed(),
+            Format::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        }
     }
 }
 

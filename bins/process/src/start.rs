@@ -2,19 +2,24 @@
 
 use std::{future::Future, io::Write as _, process::ExitCode};
 
-use crate::{LogArgs, cores};
+use crate::{LogArgs, Traces, cores};
 
 /// What `--version` says.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Installs the log and runs `work` on a runtime with `threads` worker threads. A failure is the last line on standard
+/// Installs the log and `traces` and runs `work` on a runtime with `threads` worker threads. A failure is the last line on standard
 /// error and exit code 1. (Wrong flags are clap's, exit code 2.) No core is left of the process.
-pub fn run(log: &LogArgs, threads: usize, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+pub fn run(
+    log: &LogArgs,
+    mut traces: Traces,
+    threads: usize,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> ExitCode {
     let cores = cores::forbid();
     // An allocator that is given a huge page for a few kilobytes triples what a node with 250 pods needs. Where the kernel
     // does not know the flag (before Linux 3.15) it only costs memory.
     let _ = nix::sys::prctl::set_thp_disable(true);
-    let log = log.install();
+    let log = log.install(traces.layer());
     if let Err(error) = cores {
         tracing::warn!(%error, "should this process crash, a core with credentials and tokens may be left of it");
     }
@@ -28,7 +33,10 @@ pub fn run(log: &LogArgs, threads: usize, work: impl Future<Output = anyhow::Res
                         tracing::warn!("{error:#}");
                     }
                 });
-                work.await
+                let sending = traces.start()?;
+                let result = work.await;
+                sending.stop().await;
+                result
             });
             // What still blocks (a file that hangs) must not hold up the exit.
             runtime.shutdown_background();

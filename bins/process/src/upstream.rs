@@ -9,7 +9,7 @@ use identity_broker::{
 };
 use rustls::ClientConfig;
 
-use crate::tls;
+use crate::{duration_within, tls};
 
 /// Entra and Key Vault.
 #[derive(Clone, Debug, Args)]
@@ -62,9 +62,7 @@ impl UpstreamArgs {
 }
 
 fn propagation(text: &str) -> Result<Duration, String> {
-    let time: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}; write 10m or 30s"))?;
-    let range = Duration::from_secs(1)..=Duration::from_hours(24);
-    Duration::try_from(time).ok().filter(|time| range.contains(time)).ok_or_else(|| "from 1s to 24h".to_owned())
+    duration_within(text, Duration::from_secs(1)..=Duration::from_hours(24))
 }
 
 fn is_name(text: &str) -> bool {

@@ -8,17 +8,18 @@ use identity_core::{
     pod::PodRef,
 };
 use jiff::Timestamp;
+use tracing::{Instrument as _, Span};
 
 use super::{
     Connection, Stack,
     error::EndpointError,
     forms::Selector,
-    layers::{Dispatch, Normalise, Refusals, Respond},
+    layers::{Dispatch, Normalise, Refusals, RemoteParent, Respond},
     limits::{Full, Limits, LimitsConfig, Waiting},
     metadata::{Block, Identify, Metadata},
 };
 use crate::{
-    audit::{AuditRecord, AuditSink, Verdict},
+    audit::{AuditError, AuditRecord, AuditSink, Verdict},
     clock::Clock,
     decide::Decide,
     metrics::{Decided, Metrics},
@@ -48,6 +49,8 @@ pub struct BrokerConfig {
     pub on_audit_failure: OnAuditFailure,
     /// The node, for the audit records.
     pub node: String,
+    /// What makes the span of a request part of a trace that its headers name. By default nothing does.
+    pub remote_parent: Option<RemoteParent>,
 }
 
 impl Default for BrokerConfig {
@@ -58,6 +61,7 @@ impl Default for BrokerConfig {
             limits: LimitsConfig::default(),
             on_audit_failure: OnAuditFailure::Deny,
             node: String::new(),
+            remote_parent: None,
         }
     }
 }
@@ -138,6 +142,7 @@ where
             metrics: Arc::clone(&self.metrics),
             limits: Arc::clone(&self.limits),
             connection: Arc::clone(&connection),
+            remote_parent: self.config.remote_parent,
         };
         Respond::new(Normalise::new(Dispatch::new(Arc::clone(self), connection)), refusals)
     }
@@ -150,27 +155,8 @@ where
         {
             connection.pin(pod);
         }
-        Self::trace(&decision);
+        tracing::trace!(decision = in_a_word(&decision), "decided");
         decision
-    }
-
-    /// Says of the request's span whom it is about, if anybody listens.
-    fn trace(decision: &Decision) {
-        if !tracing::enabled!(tracing::Level::DEBUG) {
-            return;
-        }
-        let span = tracing::Span::current();
-        if let Some(pod) = pod_of(decision) {
-            span.record("namespace", &*pod.namespace).record("pod", &*pod.name);
-        }
-        let assignment = match decision {
-            Decision::Allow(allow) => assignment_of(allow),
-            Decision::Deny(deny) => deny_subject(deny).1,
-            Decision::Wait(_) => None,
-        };
-        if let Some(assignment) = assignment {
-            span.record("binding", &*assignment.binding.name).record("identity", &*assignment.identity.object.name);
-        }
     }
 
     /// Decides, and holds the request while the decision is "not yet".
@@ -180,12 +166,16 @@ where
         asked: &Asked<'_>,
         waiting: &mut Option<Waiting<'a>>,
     ) -> Result<Allow, EndpointError> {
-        self.settled(connection, waiting, || match self.decide(connection, &asked.request) {
+        let settled = self.settled(connection, waiting, || match self.decide(connection, &asked.request) {
             Decision::Allow(allow) => Ok(allow),
             Decision::Deny(deny) => Err(Err(EndpointError::Denied(deny, asked.selector))),
             Decision::Wait(wait) => Err(Ok(wait)),
-        })
-        .await
+        });
+        let settled = settled.await;
+        if tracing::span_enabled!(tracing::Level::DEBUG) {
+            say_who(&settled, asked.request.resource);
+        }
+        settled
     }
 
     /// Asks until the answer is something else than `Err(Ok(wait))`, on each change, for as long as a request is held.
@@ -199,6 +189,7 @@ where
         let mut changed = None;
         let mut begun: Option<tokio::time::Instant> = None;
         let mut decided = false;
+        let mut span = Span::none();
         loop {
             let asked = ask();
             if !decided {
@@ -227,8 +218,13 @@ where
             let deadline = *deadline.get_or_insert_with(|| begun + self.config.hold);
             self.metrics.held.inc();
             let held = HeldGauge(&self.metrics);
-            let woken = tokio::time::timeout_at(deadline, listener).await;
+            if span.is_none() {
+                span = tracing::debug_span!("hold", waiting_for = waited_for(&wait));
+            }
+            tracing::trace!(parent: &span, "held");
+            let woken = tokio::time::timeout_at(deadline, listener).instrument(span.clone()).await;
             drop(held);
+            tracing::trace!(parent: &span, in_time = woken.is_ok(), "looking again");
             if woken.is_err() {
                 self.metrics.held_for(false, begun.elapsed());
                 return Err(EndpointError::NotYet(wait));
@@ -291,9 +287,16 @@ where
     }
 
     pub(super) async fn record(&self, record: &AuditRecord<'_>) {
-        if let Err(error) = self.audit.record(record).await {
+        if let Err(error) = self.audit(record).await {
             tracing::error!(%error, "audit");
         }
+    }
+
+    /// Completes when the record is written.
+    pub(super) async fn audit(&self, record: &AuditRecord<'_>) -> Result<(), AuditError> {
+        let written = self.audit.record(record).instrument(tracing::debug_span!("audit")).await;
+        tracing::trace!(written = written.is_ok(), "recorded");
+        written
     }
 }
 
@@ -347,6 +350,41 @@ where
 
     fn still(&self, pod: &PodRef) -> bool {
         self.ask().is_ok_and(|now| now.uid == pod.uid)
+    }
+}
+
+/// Says of the request's span whom it is about.
+fn say_who(settled: &Result<Allow, EndpointError>, resource: &str) {
+    let (pod, assignment) = match settled {
+        Ok(allow) => (Some(&allow.pod), assignment_of(allow)),
+        Err(EndpointError::Denied(deny, _)) => deny_subject(deny),
+        Err(EndpointError::NotYet(Wait::Assignment(pod))) => (Some(pod), None),
+        Err(_) => (None, None),
+    };
+    let span = Span::current();
+    // As the pod sent it, but not as much as it likes.
+    span.record("resource", &resource[..resource.floor_char_boundary(200)]);
+    if let Some(pod) = pod {
+        span.record("namespace", &*pod.namespace).record("pod", &*pod.name).record("pod_uid", &*pod.uid);
+    }
+    if let Some(assignment) = assignment {
+        span.record("binding", &*assignment.binding.name).record("identity", &*assignment.identity.object.name);
+    }
+}
+
+const fn in_a_word(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::Allow(_) => "allow",
+        Decision::Deny(_) => "deny",
+        Decision::Wait(_) => "wait",
+    }
+}
+
+const fn waited_for(wait: &Wait) -> &'static str {
+    match wait {
+        Wait::UnknownAddress => "address",
+        Wait::AmbiguousAddress => "one pod of the address",
+        Wait::Assignment(_) => "assignment",
     }
 }
 

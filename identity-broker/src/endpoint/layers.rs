@@ -10,10 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::{Either, Ready, ready};
-use http::{Method, Request, Response, request::Parts};
+use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body_util::{BodyExt, Limited};
 use tower::Service;
-use tracing::Span;
+use tracing::{Span, field::Empty};
 
 use super::{
     Connection,
@@ -46,6 +46,43 @@ pub(super) struct Refusals {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: Arc<Limits>,
     pub(super) connection: Arc<Connection>,
+    pub(super) remote_parent: Option<RemoteParent>,
+}
+
+/// Makes the span of a request part of the trace that its headers name, if they name one. Called only when somebody listens
+/// to spans, before the span is entered. What a pod sends there proves nothing: it must not decide what is kept.
+pub type RemoteParent = fn(&Span, &HeaderMap);
+
+impl Refusals {
+    /// From the request to its answer. Of no cost to speak of unless somebody listens. What it is about is known later.
+    fn span<B>(&self, request: &Request<B>) -> Span {
+        let span = tracing::debug_span!(
+            "request",
+            peer = %self.connection.peer,
+            accepted = %self.connection.since,
+            method = Empty,
+            route = Empty,
+            namespace = Empty,
+            pod = Empty,
+            pod_uid = Empty,
+            binding = Empty,
+            identity = Empty,
+            resource = Empty,
+            source = Empty,
+            reason = Empty,
+            status = Empty,
+        );
+        if !span.is_disabled() {
+            // Any other word is the pod's own.
+            let known = [Method::GET, Method::POST, Method::HEAD, Method::PUT, Method::DELETE];
+            let method = known.iter().find(|known| *known == request.method()).map_or("other", Method::as_str);
+            span.record("method", method);
+            if let Some(adopt) = self.remote_parent {
+                adopt(&span, request.headers());
+            }
+        }
+        span
+    }
 }
 
 /// Turns errors into answers and counts them: outside of it a request cannot fail.
@@ -62,9 +99,9 @@ impl<S> Respond<S> {
     }
 }
 
-impl<S, R> Service<R> for Respond<S>
+impl<S, B> Service<Request<B>> for Respond<S>
 where
-    S: Service<R, Response = Response<Body>, Error = EndpointError>,
+    S: Service<Request<B>, Response = Response<Body>, Error = EndpointError>,
     S::Future: Unpin,
 {
     type Response = Response<Body>;
@@ -76,17 +113,8 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: R) -> Self::Future {
-        // Of no cost to speak of unless somebody listens. What it is about is known later.
-        let span = tracing::debug_span!(
-            "request",
-            peer = %self.refusals.connection.peer,
-            namespace = tracing::field::Empty,
-            pod = tracing::field::Empty,
-            binding = tracing::field::Empty,
-            identity = tracing::field::Empty,
-            status = tracing::field::Empty,
-        );
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let span = self.refusals.span(&request);
         let inner = span.in_scope(|| self.inner.call(request));
         RespondFuture { inner, refusals: Arc::clone(&self.refusals), held: None, span }
     }
@@ -123,7 +151,7 @@ where
         let entered = span.enter();
         let polled = self.answer(cx);
         if let Poll::Ready(Ok(response)) = &polled {
-            span.record("status", response.status().as_u16());
+            span.record("status", i64::from(response.status().as_u16()));
             tracing::debug!("answered");
         }
         drop(entered);
@@ -146,8 +174,12 @@ where
                 Ok(response) => return Poll::Ready(Ok(response)),
                 Err(error) => error,
             };
-            let Refusals { metrics, limits, connection } = &*self.refusals;
-            metrics.request(error.reason());
+            let Refusals { metrics, limits, connection, .. } = &*self.refusals;
+            let reason = error.reason();
+            metrics.request(reason);
+            if !self.span.is_disabled() {
+                self.span.record("reason", reason.as_str());
+            }
             let pause = if error.is_cheap() { limits.cheap(&connection.account) } else { Duration::ZERO };
             let response = error.into_response();
             if pause.is_zero() {
@@ -271,6 +303,10 @@ where
         Routed { route, parts, body }: Routed,
     ) -> Result<Pin<Box<dyn Future<Output = Outcome> + Send>>, EndpointError> {
         let this = self.clone();
+        if tracing::span_enabled!(tracing::Level::DEBUG) {
+            Span::current().record("route", route.as_str());
+        }
+        tracing::trace!(route = route.as_str(), "asked");
         let query = parts.uri.query().unwrap_or_default();
         match route {
             Route::Token => {

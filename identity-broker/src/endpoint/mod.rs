@@ -35,7 +35,7 @@ pub use error::{
     table::{TABLE, error_table},
 };
 pub use forms::{TokenRequest, imds_request, posted::form_body, require_metadata};
-pub use layers::{Dispatch, Normalise, Respond, RespondFuture, Routed};
+pub use layers::{Dispatch, Normalise, RemoteParent, Respond, RespondFuture, Routed};
 pub use limits::{LimitsConfig, Rate};
 pub use target::{CanonicalPath, Route, TargetError};
 

@@ -35,6 +35,19 @@ pub enum Route {
 }
 
 impl Route {
+    /// Its path, or in a word what it is: never what a pod wrote.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "/metadata/identity/oauth2/token",
+            Self::Info => "/metadata/identity/info",
+            Self::Posted => "/oauth2/token",
+            Self::AppService => "/msi/token",
+            Self::NewerProtocol => "newer_protocol",
+            Self::OtherIdentity => "other_identity",
+            Self::Other => "other",
+        }
+    }
+
     /// Whether credentials are, or might be one day, given out there. Such a path is never forwarded.
     pub const fn is_credential(self) -> bool {
         !matches!(self, Self::Other)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{Response, StatusCode};
 use identity_core::lookup::{Allow, Decision, Identity, Source};
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use super::{
     Connection, authority,
@@ -106,6 +107,10 @@ where
                 other => return Err(refusal(other, request).into()),
             };
             if is_for(&again, &allow) {
+                if tracing::span_enabled!(tracing::Level::DEBUG) {
+                    Span::current().record("source", source.as_str());
+                }
+                tracing::trace!(source = source.as_str(), expires_on = %token.expires_on(), "there is a token");
                 let response = self.answer(connection, request, &again, &token, source).await?;
                 return Ok((token, source, response));
             }
@@ -128,7 +133,8 @@ where
             Ground::Assignment(assignment) => assignment,
             Ground::Exempt(_) => {
                 self.wait_in_line(connection, waiting)?;
-                let token = self.metadata.exempt_token(&allow.pod, request).await;
+                let token = self.metadata.exempt_token(&allow.pod, request);
+                let token = token.instrument(tracing::debug_span!("token")).await;
                 let token = token.map_err(|error| EndpointError::Token { error, foreign: false })?;
                 return Ok((token, TokenSource::Upstream));
             }
@@ -165,7 +171,9 @@ where
             .limits
             .cold(&connection.account, crate::digest::first64(name.as_bytes()))
             .map_err(|wait| EndpointError::Rate(RateLimit::Cold, wait))?;
-        let token = self.tokens.get_for(&allow.pod.uid, identity, resource, freshness).await;
+        tracing::trace!("the token has to be got");
+        let token = self.tokens.get_for(&allow.pod.uid, identity, resource, freshness);
+        let token = token.instrument(tracing::debug_span!("token")).await;
         token.map_err(|error| unavailable(error, allow, identity))
     }
 
@@ -204,7 +212,7 @@ where
             correlation_id: token.correlation_id(),
             ..AuditRecord::new(now, Verdict::Issued, Reason::Issued, connection.peer.ip(), &request.resource)
         };
-        if let Err(error) = self.audit.record(&record).await {
+        if let Err(error) = self.audit(&record).await {
             tracing::error!(%error, pod = %allow.pod.name, namespace = %allow.pod.namespace, "audit");
             if self.config.on_audit_failure == OnAuditFailure::Deny {
                 return Err(Unissued { error: EndpointError::Audit, recorded: true });

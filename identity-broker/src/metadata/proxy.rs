@@ -17,6 +17,7 @@ use hyper_util::{
 };
 use thiserror::Error;
 use tokio::time::Instant;
+use tracing::{Instrument as _, field::Empty};
 
 use super::{
     body::{Carried, carry},
@@ -124,7 +125,18 @@ impl Proxy {
     ) -> Result<Response<Option<Carried>>, ProxyError> {
         place.turn().await.map_err(ProxyError::Share)?;
         let begin = Instant::now();
-        let answer = self.exchange(ask, body).await;
+        // What a pod asks for is its own: neither path nor query is said.
+        let span = tracing::debug_span!("upstream", host = Empty, method = %ask.verb, status = Empty, error = Empty);
+        let answer = self.exchange(ask, body).instrument(span.clone()).await;
+        if !span.is_disabled() {
+            span.record("host", self.endpoint.authority().map_or("", |authority| authority.as_str()));
+            match &answer {
+                Ok(answer) => span.record("status", i64::from(answer.status().as_u16())),
+                Err(_) => span.record("error", "no answer"),
+            };
+        }
+        tracing::trace!(parent: &span, answered = answer.is_ok(), "the metadata service was asked");
+        drop(span);
         let outcome = match &answer {
             Ok(answer) if answer.status().is_success() => "ok",
             Ok(_) => "refused",

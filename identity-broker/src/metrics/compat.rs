@@ -21,9 +21,11 @@ const STATUS: [u16; 9] = [200, 400, 403, 404, 405, 429, 500, 503, 504];
 /// Of IMDS, and of Entra.
 const OPERATIONS: [&str; 2] = ["adal_token_msi_userassignedid", "adal_token"];
 
+/// A label of the predecessor's.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OperationLabel {
-    operation_type: &'static str,
+pub struct OperationLabel {
+    /// What was done.
+    pub operation_type: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -34,7 +36,7 @@ struct RequestLabel {
 
 /// A counter whose name ends in no `_total`; OpenMetrics has no type for that.
 #[derive(Clone, Debug, Default)]
-struct Plain(Counter);
+pub struct Plain(pub Counter);
 
 impl EncodeMetric for Plain {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {

@@ -116,6 +116,7 @@ pub async fn serve<D, T, A, C>(
             Ok(place) => place,
             Err(turned) => {
                 metrics.turned_away(turned);
+                tracing::trace!(%peer, reason = turned.as_str(), "turned away");
                 continue;
             }
         };
@@ -139,6 +140,7 @@ pub async fn serve<D, T, A, C>(
         let _ = stream.set_nodelay(true);
         let connection = broker.connection_to(peer, SocketAddr::V4(config.metadata));
         let pause = connection.pause;
+        tracing::trace!(%peer, ?pause, "accepted");
         let service = TowerToHyperService::new(broker.stack(connection));
         let stream = Patient::new(stream, config.write_timeout, config.linger);
         let served = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
@@ -154,6 +156,7 @@ pub async fn serve<D, T, A, C>(
                 done = served => if let Err(error) = done { tracing::debug!(%peer, %error, "connection") },
                 () = cut.cancelled() => {}
             }
+            tracing::trace!(%peer, "closed");
             drop(open);
         });
     }

@@ -18,6 +18,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
 };
+use tracing::{Instrument as _, Span};
 
 use super::{
     Ask, Backend, FetchError, Freshness, Interest, ManagerConfig, Notice, Token, TokenError, Tokens, Urgency,
@@ -73,6 +74,8 @@ enum Command {
         waiter: Waiter,
         deadline: Duration,
         reply: oneshot::Sender<Answer>,
+        /// Of the request.
+        span: Span,
     },
     Other(Input),
     Ping(oneshot::Sender<()>),
@@ -198,8 +201,8 @@ impl<B: Backend, C: Clock> Manager<B, C> {
         let key = Key::new(core.shelf.hashes(identity, resource), identity, resource);
         let waiter = handle.waiters.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        let command =
-            Command::Request { key, pod, freshness, waiter, deadline: deadline.duration_since(core.base), reply };
+        let (deadline_after, span) = (deadline.duration_since(core.base), Span::current());
+        let command = Command::Request { key, pod, freshness, waiter, deadline: deadline_after, reply, span };
         if !matches!(timeout_at(deadline, handle.commands.send(command)).await, Ok(Ok(()))) {
             return Err(late());
         }
@@ -270,12 +273,20 @@ impl Drop for Leaving<'_> {
 
 type Fetched = (Key, Result<Token, FetchError>);
 
+/// A token that is being got.
+struct UnderWay {
+    urgency: watch::Sender<Urgency>,
+    span: Span,
+}
+
 struct Driver<B, C> {
     core: Arc<Core<B, C>>,
     machine: Machine,
     effects: Vec<Effect>,
     fetches: JoinSet<Fetched>,
-    urgencies: HashMap<Key, watch::Sender<Urgency>>,
+    under_way: HashMap<Key, UnderWay>,
+    /// The span of the request that is being taken in: what it makes be got belongs to it.
+    cause: Span,
     replies: HashMap<Waiter, oneshot::Sender<Answer>>,
     timer: Option<Instant>,
 }
@@ -286,7 +297,8 @@ async fn drive<B: Backend, C: Clock>(core: Arc<Core<B, C>>, mut queue: mpsc::Rec
         core,
         effects: Vec::new(),
         fetches: JoinSet::new(),
-        urgencies: HashMap::new(),
+        under_way: HashMap::new(),
+        cause: Span::none(),
         replies: HashMap::new(),
         timer: None,
     };
@@ -312,11 +324,16 @@ async fn drive<B: Backend, C: Clock>(core: Arc<Core<B, C>>, mut queue: mpsc::Rec
 impl<B: Backend, C: Clock> Driver<B, C> {
     fn command(&mut self, command: Command) {
         match command {
-            Command::Request { key, pod, freshness, waiter, deadline, reply } => {
+            Command::Request { key, pod, freshness, waiter, deadline, reply, span } => {
                 // Who has left while this was on its way wants nothing.
                 if !reply.is_closed() {
+                    if let Some(others) = self.under_way.get(&key) {
+                        span.follows_from(&others.span);
+                    }
                     self.replies.insert(waiter, reply);
+                    self.cause = span;
                     self.handle(Input::Request { key, waiter, pod, deadline, freshness });
+                    self.cause = Span::none();
                 }
             }
             Command::Ping(reply) => drop(reply.send(())),
@@ -330,7 +347,7 @@ impl<B: Backend, C: Clock> Driver<B, C> {
     }
 
     fn fetched(&mut self, (key, result): Fetched) {
-        let urgency = self.urgencies.remove(&key).map(|sender| *sender.borrow());
+        let urgency = self.under_way.remove(&key).map(|under_way| *under_way.urgency.borrow());
         let wanted = if urgency == Some(Urgency::Urgent) { Wanted::Now } else { Wanted::Ahead };
         self.core.metrics.fetched(
             wanted,
@@ -375,12 +392,14 @@ impl<B: Backend, C: Clock> Driver<B, C> {
             Effect::Fetch { key, freshness, urgency } => {
                 self.core.metrics.cache_misses.inc();
                 let (sender, interest) = Interest::new(urgency);
-                self.urgencies.insert(key.clone(), sender);
-                self.fetches.spawn(fetch(Arc::clone(&self.core), key, Ask { freshness, interest }));
+                let span = fetch_span(&self.cause, &key, urgency);
+                self.under_way.insert(key.clone(), UnderWay { urgency: sender, span: span.clone() });
+                let fetch = fetch(Arc::clone(&self.core), key, Ask { freshness, interest });
+                self.fetches.spawn(fetch.instrument(span));
             }
             Effect::Urgency { key, urgency } => {
-                if let Some(sender) = self.urgencies.get(&key) {
-                    sender.send_replace(urgency);
+                if let Some(under_way) = self.under_way.get(&key) {
+                    under_way.urgency.send_replace(urgency);
                 }
             }
             Effect::Answer { waiter, result } => {
@@ -406,6 +425,15 @@ impl<B: Backend, C: Clock> Driver<B, C> {
             }
         }
     }
+}
+
+/// Getting a token, for the request with this span or ahead of all requests.
+fn fetch_span(cause: &Span, key: &Key, urgency: Urgency) -> Span {
+    let object = &key.identity().object;
+    let wanted = if urgency == Urgency::Urgent { "now" } else { "ahead" };
+    let (namespace, name) = (&*object.namespace, &*object.name);
+    // Nobody's when there is no cause: this task has a span of its own as little as it has a request.
+    tracing::debug_span!(parent: cause.id(), "fetch", identity_namespace = namespace, identity = name, wanted)
 }
 
 /// The backend's next notice, for ever if it has none to come.

@@ -11,6 +11,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use thiserror::Error;
+use tracing::{Instrument as _, Span, field::Empty};
 
 /// The largest answer read, in bytes. A token with many groups is about 20 kB.
 const MAX_BODY: usize = 256 * 1024;
@@ -117,15 +118,19 @@ impl Clients {
     /// Sends over TLS; anything but https is an error.
     pub(crate) async fn tls(&self, request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, TransportError> {
         let request = request.map(|body| Full::new(Bytes::from(body)));
-        let host = host(&request);
-        self.bounded(host.clone(), async { collect(&host, self.tls.request(request).await).await }).await
+        let (host, span) = (host(&request), span(&request));
+        self.bounded(host.clone(), async { collect(&host, self.tls.request(request).await).await })
+            .instrument(span)
+            .await
     }
 
     /// Sends in the clear: only to the node's own IMDS, and never a credential.
     pub(crate) async fn plain(&self, request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, TransportError> {
         let request = request.map(|body| Full::new(Bytes::from(body)));
-        let host = host(&request);
-        self.bounded(host.clone(), async { collect(&host, self.plain.request(request).await).await }).await
+        let (host, span) = (host(&request), span(&request));
+        self.bounded(host.clone(), async { collect(&host, self.plain.request(request).await).await })
+            .instrument(span)
+            .await
     }
 
     async fn bounded<T>(
@@ -133,11 +138,39 @@ impl Clients {
         host: String,
         exchange: impl Future<Output = Result<T, TransportError>>,
     ) -> Result<T, TransportError> {
-        match tokio::time::timeout(self.timeout, exchange).await {
-            Ok(done) => done,
-            Err(_) => Err(TransportError::Timeout { host, seconds: self.timeout.as_secs() }),
+        tracing::trace!("asking");
+        let Ok(done) = tokio::time::timeout(self.timeout, exchange).await else {
+            failed("no answer in time");
+            return Err(TransportError::Timeout { host, seconds: self.timeout.as_secs() });
+        };
+        done
+    }
+}
+
+/// One exchange: with whom, and how it ended. Neither what was sent nor what was answered, the path and the query included.
+fn span<B>(request: &Request<B>) -> Span {
+    let span = tracing::debug_span!(
+        "upstream",
+        host = Empty,
+        method = Empty,
+        correlation_id = Empty,
+        status = Empty,
+        error = Empty
+    );
+    if !span.is_disabled() {
+        span.record("host", host(request)).record("method", request.method().as_str());
+        if let Some(id) = request.headers().get("client-request-id").and_then(|id| id.to_str().ok()) {
+            span.record("correlation_id", id);
         }
     }
+    span
+}
+
+fn failed(why: &'static str) {
+    if tracing::span_enabled!(tracing::Level::DEBUG) {
+        Span::current().record("error", why);
+    }
+    tracing::trace!("{why}");
 }
 
 fn host<B>(request: &Request<B>) -> String {
@@ -152,11 +185,18 @@ async fn collect(
     let answer = answer.map_err(|error| {
         let reason = innermost(&error);
         if error.is_connect() {
+            failed("no connection");
             TransportError::Connect { host: host(), reason }
         } else {
+            failed("the connection broke");
             TransportError::Exchange { host: host(), reason }
         }
     })?;
+    let status = i64::from(answer.status().as_u16());
+    if tracing::span_enabled!(tracing::Level::DEBUG) {
+        Span::current().record("status", status);
+    }
+    tracing::trace!(status, "answered");
     let (parts, body) = answer.into_parts();
     let body = Limited::new(body, MAX_BODY)
         .collect()

@@ -1,11 +1,11 @@
 //! The names under which the archived predecessor's controller exported its metrics, for dashboards that are still there.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
+use identity_broker::compat::{OperationLabel, Plain};
 use identity_core::runtime::observe::{Change, WriteOutcome};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder},
-    metrics::{MetricType, TypedMetric, counter::Counter, family::Family, histogram::Histogram},
+    metrics::{family::Family, histogram::Histogram},
     registry::Registry,
 };
 
@@ -15,29 +15,6 @@ const ASSIGNED: [f64; 17] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7
 const CYCLE: [f64; 11] = [0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1200.0];
 /// Writes of assignments (which of its three, is not told), and watches of pods and Secrets.
 const OPERATIONS: [&str; 3] = ["assigned_identity_update", "get_pod_list", "get_secret"];
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OperationLabel {
-    operation_type: &'static str,
-}
-
-/// A counter whose name ends in no `_total`; OpenMetrics has no type for that.
-#[derive(Clone, Debug, Default)]
-struct Plain(Counter);
-
-impl EncodeMetric for Plain {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        encoder.encode_gauge(&i64::try_from(self.0.get()).unwrap_or(i64::MAX))
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
-    }
-}
-
-impl TypedMetric for Plain {
-    const TYPE: MetricType = MetricType::Unknown;
-}
 
 #[derive(Debug)]
 pub(super) struct Compat {

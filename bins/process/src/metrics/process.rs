@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use super::PREFIX;
-use crate::{VERSION, lost_log_lines};
+use crate::{VERSION, lost_log_lines, traces};
 
 pub(super) fn register(registry: &mut Registry) {
     let registry = registry.sub_registry_with_prefix(PREFIX);
@@ -23,8 +23,23 @@ struct Lost;
 
 impl Collector for Lost {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let lost = ConstCounter::new(lost_log_lines());
-        let help = "Lines of the log that were lost, because nobody read it or its disk was full";
-        lost.encode(encoder.encode_descriptor("log_lines_lost", help, None, lost.metric_type())?)
+        let (exported, lost) = traces::counts();
+        for (name, help, value) in [
+            (
+                "log_lines_lost",
+                "Lines of the log that were lost, because nobody read it or its disk was full",
+                lost_log_lines(),
+            ),
+            ("trace_spans_exported", "Spans that the collector of --otlp-endpoint took", exported),
+            (
+                "trace_spans_lost",
+                "Spans that were lost, because there were too many or the collector did not take them",
+                lost,
+            ),
+        ] {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
     }
 }
