@@ -9,13 +9,19 @@ use identity_broker::{
     audit::{
         journal::{Checkpoint, Journal, JournalConfig, JournalError, SigningKey, Stats},
         json,
+        series::EventMetrics,
     },
 };
-use identity_process::{Format, LogLines, VERSION, lost_log_lines, metrics::Journalled, now};
+use identity_core::runtime::checkpoints::Progress;
+use identity_process::{
+    Format, LogLines, VERSION, lost_log_lines,
+    metrics::{Journalled, Publication},
+    now,
+};
 use jiff::SignedDuration;
 use tracing::{error, info};
 
-use crate::events::WithEvents;
+use crate::{checkpoints::CheckpointArgs, events::WithEvents};
 
 /// Whether records are lines of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -76,7 +82,10 @@ pub(crate) struct AuditArgs {
         long, value_name = "DURATION", default_value = "1m", value_parser = checkpoints, requires = "audit_journal",
         env = "ENTRA_POD_IDENTITY_AUDIT_CHECKPOINT_INTERVAL"
     )]
-    audit_checkpoint_interval: Duration,
+    pub(crate) audit_checkpoint_interval: Duration,
+
+    #[command(flatten)]
+    pub(crate) checkpoints: CheckpointArgs,
 }
 
 /// Where records go.
@@ -106,7 +115,6 @@ impl AuditArgs {
         };
         if let Some(journal) = &journal {
             info!(directory = %journal.directory().display(), "audit journal");
-            say_checkpoints(journal);
         }
         let to_log = journal.is_none() || self.audit_log == ToLog::Always;
         let policy = if journal.is_some() { Policy::BestEffort } else { Policy::Required };
@@ -132,22 +140,6 @@ impl AuditArgs {
             ..JournalConfig::new(directory, node)
         }))
     }
-}
-
-/// The log leaves the node: what it says of the journal proves later that nothing up to there was cut off.
-fn say_checkpoints(journal: &Journal) {
-    let mut checkpoints = journal.checkpoints();
-    // It ends with the journal.
-    tokio::spawn(async move {
-        while checkpoints.changed().await.is_ok() {
-            if let Some(checkpoint) = &*checkpoints.borrow_and_update() {
-                info!(
-                    target: "audit", journal = checkpoint.journal, seq = checkpoint.head.seq, head = %checkpoint.head.hash,
-                    key = checkpoint.key, "checkpoint of the journal"
-                );
-            }
-        }
-    });
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -187,6 +179,9 @@ fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, Stri
 pub(crate) struct Told {
     pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) sinks: Arc<WithEvents>,
+    pub(crate) events: EventMetrics,
+    /// How publishing checkpoints goes.
+    pub(crate) leaving: Option<Arc<Progress>>,
 }
 
 impl Journalled for Told {
@@ -196,8 +191,14 @@ impl Journalled for Told {
     }
 
     fn lost(&self) -> Vec<(&'static str, u64)> {
-        let ([journal, log], [_, events]) = (self.sinks.first().lost(), self.sinks.lost());
-        vec![("journal", journal), ("log", log), ("events", events)]
+        let [journal, log] = self.sinks.first().lost();
+        // The queue of Events takes every record, and counts by itself those that will be in none.
+        vec![("journal", journal), ("log", log), ("events", self.events.lost())]
+    }
+
+    fn published(&self) -> Option<Publication> {
+        let progress = self.leaving.as_ref()?;
+        Some(Publication { seq: progress.published(), writes: progress.writes(), failures: progress.failures() })
     }
 }
 
@@ -246,7 +247,10 @@ fn line(record: &AuditRecord<'_>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use clap::{Args as _, FromArgMatches as _};
-    use identity_broker::{Reason, Verdict};
+    use identity_broker::{
+        Reason, Verdict,
+        audit::series::{Book, Config, EventWriter, Feed, Outcome, Queue, Write, run},
+    };
 
     use super::*;
 
@@ -310,6 +314,35 @@ mod tests {
         journal.unwrap().close().await;
         let text = std::fs::read_to_string(directory.path().join("journal-00000001.jsonl")).unwrap();
         assert!(text.contains("\"kind\":\"token\"") && text.contains("\"reason\":\"no_binding\""), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_no_event_will_have_counts_as_lost() {
+        let sinks = FanOut::new((None, Policy::Required), (None, Policy::BestEffort));
+        let events = EventMetrics::default();
+        let queue = Arc::<Queue>::default();
+        let sinks = Arc::new(FanOut::new((sinks, Policy::Required), (Some(queue.clone()), Policy::BestEffort)));
+        let told = Told { journal: None, sinks: sinks.clone(), events: events.clone(), leaving: None };
+        let lost = |sink: &str| told.lost().into_iter().find(|(name, _)| *name == sink).unwrap().1;
+        assert_eq!(["journal", "log", "events"].map(lost), [0; 3]);
+        // Nobody takes any out: there is room for 1024.
+        for _ in 0..1030 {
+            sinks.record(&record()).await.unwrap();
+        }
+        assert_eq!(queue.lost(), 6);
+        let shutdown = tokio_util::sync::CancellationToken::new();
+        shutdown.cancel();
+        let book = |kept| Book::new(Config::series("n"), kept);
+        run(Feed::Memory(queue), book, Never, events, shutdown).await;
+        assert_eq!(["journal", "log", "events"].map(lost), [0, 0, 6]);
+    }
+
+    struct Never;
+
+    impl EventWriter for Never {
+        async fn write(&self, _: &Write) -> Outcome {
+            std::future::pending().await
+        }
     }
 
     #[test]

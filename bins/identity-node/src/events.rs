@@ -108,7 +108,8 @@ fn outcome(failure: &Failure, create: bool) -> Outcome {
         | Failure::Forbidden(_)
         | Failure::Busy { code: 429, .. }
         | Failure::Disk(_)
-        | Failure::Fenced => Outcome::Failed(asked),
+        | Failure::Fenced
+        | Failure::Unrecorded(_) => Outcome::Failed(asked),
         Failure::Busy { .. } | Failure::Timeout(_) | Failure::Unreachable(_) | Failure::Unreadable(_) => {
             Outcome::Unknown(asked)
         }

@@ -3,6 +3,7 @@
 
 mod args;
 mod audit;
+mod checkpoints;
 mod credentials;
 mod events;
 mod metadata;
@@ -22,6 +23,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use identity_broker::{
     Azure, Broker, BrokerConfig, Kernel, Manager, ManagerConfig, RotationConfig, ServerConfig, Sources, UpstreamConfig,
+    audit::journal::Journal,
     federated::{Assertions, PodTokens, TokenFile},
     metadata::{Passthrough, PassthroughConfig},
     serve,
@@ -52,7 +54,7 @@ use tokio::{
 };
 use tracing::info;
 
-use self::{args::Args, audit::Told};
+use self::{args::Args, audit::Told, checkpoints::Leaving};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -123,10 +125,22 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (announcer, announcing) = Announcer::new(&source, &name, Arc::new(SystemClock), observer, shutdown.clone());
     let on_audit_failure = args.tokens.audit_on_failure.into();
     let (audit, journal) = args.audit.open(&name, args.log.log_format, on_audit_failure).await?;
+    let every = args.audit.audit_checkpoint_interval;
+    let follow_checkpoints = |journal: &Arc<Journal>| args.audit.checkpoints.follow(journal, every, &source, &name);
+    let leaving = journal.as_ref().map(follow_checkpoints).transpose()?;
     let writer = AuditEvents::new(&source, Arc::new(SystemClock));
+    let events = event_metrics.clone();
     let (audit, counting) = args.events.open(audit, journal.as_deref(), &name, writer, event_metrics, shutdown.clone());
     let audit = Arc::new(audit);
-    export_audit(&mut registry, Told { journal: journal.clone(), sinks: audit.clone() });
+    export_audit(
+        &mut registry,
+        Told {
+            journal: journal.clone(),
+            sinks: audit.clone(),
+            events,
+            leaving: leaving.as_ref().and_then(Leaving::progress),
+        },
+    );
     let config = BrokerConfig {
         hold: args.tokens.hold,
         on_audit_failure,
@@ -212,6 +226,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let ended = parts.run().await;
     if let Some(journal) = journal {
         journal.close().await;
+    }
+    if let Some(leaving) = leaving {
+        leaving.finish().await;
     }
     ended
 }

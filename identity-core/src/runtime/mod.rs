@@ -6,6 +6,7 @@
 //! | [`source`] | watches, or a directory by inotify, as one stream of [`source::Update`]s |
 //! | [`lease`] | a pure machine that says who leads, its drivers, and the [`lease::Fence`] every write passes |
 //! | [`audit_events`] | Events that count tokens, written as somebody else decides |
+//! | [`checkpoints`] | where a node's audit journal is, said at the API server |
 //! | [`executor`] | carries out actions: server-side apply with preconditions, or files in the state directory |
 //! | [`controller`] | the controller's one task: index, plans, what is under way |
 //! | [`node`] | the node's one task: node index, published snapshots |
@@ -32,6 +33,7 @@
 
 pub mod audit_events;
 mod backoff;
+pub mod checkpoints;
 mod clock;
 pub mod controller;
 pub mod executor;

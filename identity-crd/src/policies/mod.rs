@@ -11,6 +11,7 @@
 //! ```
 
 mod assignments;
+mod checkpoints;
 mod delegation;
 mod grants;
 mod tokens;
@@ -28,6 +29,10 @@ use thiserror::Error;
 
 pub use self::{
     assignments::assignments,
+    checkpoints::{
+        CHECKPOINT_HEAD, CHECKPOINT_JOURNAL, CHECKPOINT_KEY, CHECKPOINT_LEASE, CHECKPOINT_SEQ, CHECKPOINT_TIME,
+        checkpoints,
+    },
     delegation::{CLIENT_ID_GROUP, USE, USE_MANAGED_IDENTITY, delegated_readers, delegation, enforced_delegation},
     grants::{approvers, grants},
     tokens::pod_tokens,

@@ -20,6 +20,20 @@ pub trait Journalled: Debug + Send + Sync + 'static {
 
     /// How many records each sink (`journal`, `log`, `events`) did not take.
     fn lost(&self) -> Vec<(&'static str, u64)>;
+
+    /// How publishing checkpoints goes; `None` where they are not published.
+    fn published(&self) -> Option<Publication>;
+}
+
+/// How publishing checkpoints goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Publication {
+    /// The last record that is published.
+    pub seq: u64,
+    /// Checkpoints that were published.
+    pub writes: u64,
+    /// Attempts that failed.
+    pub failures: u64,
 }
 
 pub(super) fn export(registry: &mut Registry, journalled: impl Journalled) {
@@ -65,6 +79,22 @@ impl<J: Journalled> Collector for Exported<J> {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
+        let Some(published) = self.0.published() else { return Ok(()) };
+        let publications = [
+            ("audit_checkpoint_publications", "Checkpoints of the journal that were published", published.writes),
+            (
+                "audit_checkpoint_publication_failures",
+                "Attempts to publish a checkpoint of the journal that failed",
+                published.failures,
+            ),
+        ];
+        for (name, help, value) in publications {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let help = "Records of the journal after its last published checkpoint";
+        let gauge = ConstGauge::new(i64::try_from(stats.seq.saturating_sub(published.seq)).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("audit_unpublished_records", help, None, gauge.metric_type())?)?;
         Ok(())
     }
 }

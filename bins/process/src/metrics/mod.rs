@@ -26,7 +26,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 pub use self::{
-    audit::Journalled,
+    audit::{Journalled, Publication},
     labels::{LABELS, Label},
     netfilter::export_netfilter,
     runtime::RuntimeMetrics,
@@ -106,5 +106,9 @@ impl Journalled for Sample {
 
     fn lost(&self) -> Vec<(&'static str, u64)> {
         audit::SINKS.map(|sink| (sink, 0)).to_vec()
+    }
+
+    fn published(&self) -> Option<Publication> {
+        Some(Publication::default())
     }
 }

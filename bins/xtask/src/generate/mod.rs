@@ -62,6 +62,7 @@ fn render() -> anyhow::Result<BTreeMap<PathBuf, String>> {
         ("examples/secret-access/role.yaml", rbac::secret_access()?),
         ("examples/delegation/enforce.yaml", policy::enforced_delegation()?),
         ("examples/federated-pod/role.yaml", rbac::pod_tokens()?),
+        ("examples/audit-checkpoints/install.yaml", rbac::checkpoints()?),
     ] {
         files.insert(path.into(), text);
     }

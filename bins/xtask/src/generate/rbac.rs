@@ -2,7 +2,7 @@
 
 use k8s_openapi::{
     api::{
-        core::v1::ServiceAccount,
+        core::v1::{Namespace, ServiceAccount},
         rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -188,6 +188,37 @@ pub(super) fn pod_tokens() -> anyhow::Result<String> {
             "daemon makes. Apply deploy/admission-policy-tokens.yaml first: it confines what this right makes to tokens for",
             "Entra that are bound to a pod. What it cannot confine: a node may make such a token for a pod of another node.",
             "Copy this into each namespace that has such identities, name the service accounts of their pods, and apply it.",
+        ],
+        &documents,
+    ))
+}
+
+/// An example: where nodes publish the checkpoints of their journals.
+pub(super) fn checkpoints() -> anyhow::Result<String> {
+    let name = "entra-pod-identity-audit";
+    let metadata = || ObjectMeta { namespace: Some(name.into()), ..cluster_meta(name) };
+    let policy = identity_crd::policies::checkpoints(&[identity_crd::policies::NODE]);
+    let documents = [
+        yaml::document(&policy.policy)?,
+        yaml::document(&policy.binding)?,
+        yaml::document(&Namespace { metadata: cluster_meta(name), ..Namespace::default() })?,
+        yaml::document(&Role {
+            metadata: metadata(),
+            // Leases are named after nodes: RBAC cannot say which is whose. The policy does.
+            rules: Some(vec![rule("coordination.k8s.io", &["leases"], &[], &["get", "create", "patch"])]),
+        })?,
+        yaml::document(&RoleBinding {
+            metadata: metadata(),
+            role_ref: role_ref("Role", name),
+            subjects: Some(vec![subject(NODE)]),
+        })?,
+    ];
+    Ok(yaml::render(
+        &[
+            "With --audit-checkpoint-namespace=entra-pod-identity-audit each node publishes where its audit journal is, in a",
+            "Lease of its own. The namespace holds nothing else. The policy lets a node write no Lease but the one of its own",
+            "node, in this or any namespace, and only forwards; if the daemon runs as another user, put its name into the",
+            "match condition. Leave the daemon's flag out until this is applied.",
         ],
         &documents,
     ))

@@ -1,0 +1,170 @@
+//! Where the journal is leaves the node, because it proves later that nothing up to there was cut off: as lines of the log, and,
+//! where the operator wants it, in a Lease at the API server.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use identity_broker::audit::journal::{Checkpoint, Journal};
+use identity_core::runtime::{
+    checkpoints::{Progress, Published, Publisher, run},
+    source::Source,
+};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How long the last checkpoint may take to leave when the daemon stops: one request.
+const LAST: Duration = Duration::from_secs(6);
+
+/// The flag.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CheckpointArgs {
+    /// Namespace of the Lease in which this node publishes the last checkpoint of its journal, once in
+    /// --audit-checkpoint-interval at most (examples/audit-checkpoints). Without it checkpoints are lines of the log only
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        requires = "audit_journal",
+        env = "ENTRA_POD_IDENTITY_AUDIT_CHECKPOINT_NAMESPACE"
+    )]
+    audit_checkpoint_namespace: Option<String>,
+}
+
+/// Checkpoints on their way.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    closed: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    progress: Option<Arc<Progress>>,
+}
+
+impl CheckpointArgs {
+    /// Begins.
+    pub(crate) fn follow(
+        &self,
+        journal: &Journal,
+        interval: Duration,
+        source: &Source,
+        node: &str,
+    ) -> anyhow::Result<Leaving> {
+        let (newest, published) = watch::channel(None);
+        let mut leaving = Leaving { closed: CancellationToken::new(), tasks: Vec::new(), progress: None };
+        if let Some(namespace) = &self.audit_checkpoint_namespace {
+            let Source::Kubernetes(client) = source else {
+                anyhow::bail!("--audit-checkpoint-namespace needs an API server: there is none with --manifests");
+            };
+            let publisher = Publisher::new(client.clone(), namespace, node).context("--audit-checkpoint-namespace")?;
+            let progress = Arc::<Progress>::default();
+            leaving.tasks.push(tokio::spawn(run(publisher, published, interval, progress.clone())));
+            leaving.progress = Some(progress);
+        }
+        let saying = say(journal.checkpoints(), leaving.closed.clone(), move |checkpoint| {
+            line(checkpoint);
+            newest.send_replace(Some(Published {
+                journal: checkpoint.journal.clone(),
+                seq: checkpoint.head.seq,
+                head: checkpoint.head.hash.to_string(),
+                time: checkpoint.time,
+                key: checkpoint.key.clone(),
+            }));
+        });
+        leaving.tasks.push(tokio::spawn(saying));
+        Ok(leaving)
+    }
+}
+
+impl Leaving {
+    /// How publishing goes, where there is any.
+    pub(crate) fn progress(&self) -> Option<Arc<Progress>> {
+        self.progress.clone()
+    }
+
+    /// After the journal was closed: waits until its last checkpoint has left, not for ever.
+    pub(crate) async fn finish(self) {
+        self.closed.cancel();
+        let end = Instant::now() + LAST;
+        for task in self.tasks {
+            if timeout_at(end, task).await.is_err() {
+                warn!("the last checkpoint of the journal has not left this node");
+            }
+        }
+    }
+}
+
+/// Says each checkpoint; when the journal is closed the last one, if it is new, and no more.
+async fn say(
+    mut checkpoints: watch::Receiver<Option<Checkpoint>>,
+    closed: CancellationToken,
+    mut tell: impl FnMut(&Checkpoint) + Send,
+) {
+    let mut told = None;
+    loop {
+        let more = closed.run_until_cancelled(checkpoints.changed()).await;
+        // Closed, or gone: what was not seen yet is the last.
+        let last = !matches!(more, Some(Ok(())));
+        let checkpoint = checkpoints.borrow_and_update().clone();
+        if checkpoint != told {
+            checkpoint.iter().for_each(&mut tell);
+            told = checkpoint;
+        }
+        if last {
+            return;
+        }
+    }
+}
+
+fn line(checkpoint: &Checkpoint) {
+    info!(
+        target: "audit", journal = checkpoint.journal, seq = checkpoint.head.seq, head = %checkpoint.head.hash,
+        key = checkpoint.key, "checkpoint of the journal"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use identity_broker::audit::journal::JournalConfig;
+
+    use super::*;
+    use identity_process::now;
+
+    fn journal() -> (tempfile::TempDir, Journal) {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(JournalConfig::new(directory.path(), "n"), now).unwrap();
+        (directory, journal)
+    }
+
+    #[tokio::test]
+    async fn the_last_checkpoint_is_said_before_the_daemon_ends() {
+        let (_directory, journal) = journal();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let (closed, into) = (CancellationToken::new(), said.clone());
+        let tell = move |checkpoint: &Checkpoint| into.lock().unwrap().push(checkpoint.head.seq);
+        let saying = say(journal.checkpoints(), closed.clone(), tell);
+        // Nothing is said while it is closed: whoever says it gets no turn, as on a busy machine.
+        journal.close().await;
+        let last = journal.checkpoints().borrow().clone().expect("a checkpoint at the end").head.seq;
+        closed.cancel();
+        tokio::time::timeout(Duration::from_secs(10), saying).await.expect("it ends though the journal is held");
+        assert_eq!(said.lock().unwrap().last(), Some(&last));
+    }
+
+    #[tokio::test]
+    async fn publishing_needs_an_api_server() {
+        let (_directory, journal) = journal();
+        let args = CheckpointArgs { audit_checkpoint_namespace: Some("audit".into()) };
+        let source = Source::manifests("m", "s");
+        let error = args.follow(&journal, Duration::from_secs(60), &source, "n").unwrap_err();
+        assert!(error.to_string().contains("--manifests"), "{error}");
+        let args = CheckpointArgs { audit_checkpoint_namespace: None };
+        let leaving = args.follow(&journal, Duration::from_secs(60), &source, "n").unwrap();
+        assert!(leaving.progress.is_none());
+        journal.close().await;
+        leaving.finish().await;
+    }
+}
