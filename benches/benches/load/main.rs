@@ -3,6 +3,7 @@
 //! `cargo xtask bench` calls it with `tokens`, `cluster` or `growth` and `--quick` and sets the variables; it prints rows of
 //! JSON. It needs root, or a kernel that gives users namespaces. Its other words (`bare`, `generate`) are for itself.
 
+mod audit;
 mod client;
 mod cluster;
 mod generator;
@@ -65,8 +66,14 @@ enum What<'a> {
 }
 
 fn measure(what: &What<'_>, quick: bool) -> anyhow::Result<()> {
-    let programs =
-        Programs { node: variable("IDENTITY_NODE")?.into(), controller: variable("IDENTITY_CONTROLLER")?.into() };
+    let programs = Programs {
+        node: variable("IDENTITY_NODE")?.into(),
+        unaudited: match what {
+            What::Tokens(parts) if parts.contains(&tokens::AUDIT) => Some(variable("IDENTITY_NODE_UNAUDITED")?.into()),
+            _ => None,
+        },
+        controller: variable("IDENTITY_CONTROLLER")?.into(),
+    };
     let assets = PathBuf::from(variable("KUBEBUILDER_ASSETS")?);
     // On disk, as a container's log is: a log in memory would be cheaper.
     let work = tempfile::tempdir_in(Path::new(&variable("BENCH_DIR")?))?;

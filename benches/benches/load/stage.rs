@@ -95,6 +95,8 @@ pub(crate) fn address(pod: usize) -> Ipv4Addr {
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
     pub(crate) node: PathBuf,
+    /// The node daemon with the feature `unaudited`, where that is measured.
+    pub(crate) unaudited: Option<PathBuf>,
     pub(crate) controller: PathBuf,
 }
 
@@ -154,9 +156,15 @@ impl Stage {
 
     /// Ends the node daemon and starts one with further words on its command line.
     pub(crate) async fn restart(&mut self, node: &str, more: &[&str]) -> anyhow::Result<()> {
+        let program = self.program.clone();
+        self.restart_as(&program, node, more).await
+    }
+
+    /// Ends the node daemon and starts this one.
+    pub(crate) async fn restart_as(&mut self, program: &Path, node: &str, more: &[&str]) -> anyhow::Result<()> {
         self.node.stop(Duration::from_secs(10)).await;
         let source = [self.source.clone(), more.iter().map(|word| (*word).to_owned()).collect()].concat();
-        self.node = start_node(&self.keeper, &self.program, node, &source, &self.logs).await?;
+        self.node = start_node(&self.keeper, program, node, &source, &self.logs).await?;
         Ok(())
     }
 

@@ -27,14 +27,16 @@ const CONNECTIONS: usize = 64;
 const BESIDE: &str = "the bare hyper server with the same body, same run, alternating";
 
 /// What there is to measure.
-pub(crate) const PARTS: [&str; 5] = ["warm", "rates", "fair", "cold", "journal"];
+pub(crate) const PARTS: [&str; 6] = ["warm", "rates", "fair", "cold", "journal", AUDIT];
+/// Needs a daemon that can do without an audit.
+pub(crate) const AUDIT: &str = "audit";
 /// And what is run only when it is named.
 pub(crate) const PROFILE: &str = "profile";
 
 /// How much of it.
-struct Extent {
-    rounds: usize,
-    warm_millis: u64,
+pub(crate) struct Extent {
+    pub(crate) rounds: usize,
+    pub(crate) warm_millis: u64,
     /// Requests a second, how many, rounds.
     rates: [(u32, u32, usize); 3],
     cold: (u32, usize),
@@ -80,6 +82,7 @@ pub(crate) async fn measure(
             }
             "fair" => rows.extend(bench.fair(&extent).await?),
             "journal" => rows.extend(bench.journal(&extent, work).await?),
+            AUDIT => rows.extend(bench.audit(&extent, programs, work).await?),
             PROFILE => rows.extend(bench.profile(&extent, work).await?),
             _ => rows.extend(bench.cold(&extent).await?),
         }
@@ -87,8 +90,8 @@ pub(crate) async fn measure(
     Ok(rows)
 }
 
-struct Bench {
-    stage: Stage,
+pub(crate) struct Bench {
+    pub(crate) stage: Stage,
     bare: Process,
 }
 
@@ -142,7 +145,7 @@ impl Bench {
         Ok([ours, bare])
     }
 
-    async fn run(&self, target: SocketAddr, server: &Process, pace: Pace) -> anyhow::Result<(Outcome, f64)> {
+    pub(crate) async fn run(&self, target: SocketAddr, server: &Process, pace: Pace) -> anyhow::Result<(Outcome, f64)> {
         let before = processor(server.id())?;
         let outcome = load(&self.plan(target, pace)).await?.flawless(server.name())?;
         let micros = (processor(server.id())?.saturating_sub(before)).as_secs_f64() * 1e6 / count(outcome.requests);
@@ -397,7 +400,7 @@ impl Bench {
 }
 
 /// Gets a token for each identity, slowly enough for what IMDS allows.
-async fn prime(stage: &Stage) -> anyhow::Result<()> {
+pub(crate) async fn prime(stage: &Stage) -> anyhow::Result<()> {
     let plan = Plan {
         netns: Some(stage.pods.clone()),
         target: METADATA,

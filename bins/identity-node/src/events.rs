@@ -61,9 +61,11 @@ impl EventArgs {
         };
         let queue = (config.is_some() && journal.is_none()).then(Arc::<Queue>::default);
         let feed = match (journal, &queue) {
-            (Some(journal), _) => {
-                Some(Feed::Journal { written: journal.written(), state: StateFile::beside(journal.directory()) })
-            }
+            (Some(journal), _) => Some(Feed::Journal {
+                written: journal.written(),
+                state: StateFile::beside(journal.directory()),
+                tally: journal.tally(),
+            }),
             (None, queue) => queue.clone().map(Feed::Memory),
         };
         let telling = config

@@ -90,11 +90,6 @@ impl Encoder {
         Self { head, journal: journal.into(), node: node.into(), key, scratch: Vec::with_capacity(512) }
     }
 
-    /// The id of the journal.
-    pub fn journal(&self) -> &str {
-        &self.journal
-    }
-
     /// Appends a record that [`token_body`] has prepared.
     pub fn token(&mut self, body: &[u8], into: &mut Vec<u8>) {
         self.head.seal(body, into);
@@ -190,7 +185,8 @@ pub fn token_body(record: &AuditRecord<'_>) -> Vec<u8> {
     body
 }
 
-fn begin(body: &mut Vec<u8>, kind: &str, time: Timestamp) {
+/// Appends the first fields of a record.
+pub(in crate::audit) fn begin(body: &mut Vec<u8>, kind: &str, time: Timestamp) {
     body.extend_from_slice(b"\"kind\":\"");
     body.extend_from_slice(kind.as_bytes());
     body.extend_from_slice(b"\",\"time\":\"");

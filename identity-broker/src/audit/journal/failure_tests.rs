@@ -2,6 +2,8 @@
 
 use std::{fs, time::Duration};
 
+use jiff::Timestamp;
+
 use super::{
     disk::faults::{Faults, How, What},
     tests::{At, LIMIT, NOON, config, kinds, records, report, token},
@@ -235,4 +237,113 @@ async fn a_file_that_is_moved_away_is_missed() {
         let found: Vec<_> = report.findings.iter().map(|finding| finding.kind).collect();
         assert_eq!((found, report.token_records), (vec![verify::Kind::Reported], number + 1));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn synced_before_each_answer_files_follow_each_other_and_none_is_kept_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = JournalConfig {
+        sync_interval: Duration::ZERO,
+        max_size: 2000,
+        keep: 3,
+        ..calm(directory.path(), &Faults::default())
+    };
+    let journal = Arc::new(Journal::open(settings, At::new()).unwrap());
+    for _ in 0..60 {
+        served(&journal, "r").await.unwrap();
+        assert_eq!(journal.stats().synced, journal.stats().seq);
+    }
+    assert!(files(directory.path()).unwrap()[0] > 3);
+    assert_eq!(journal.shared.syncing.waiting(), 0, "nobody syncs what is put there");
+    journal.close().await;
+    assert!(report(directory.path(), verify::Options::default()).is_whole());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_next_file_that_does_not_get_to_the_disk_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Faults::default();
+    let settings = JournalConfig { sync_interval: Duration::ZERO, max_size: 2000, ..calm(directory.path(), &faults) };
+    let journal = Arc::new(Journal::open(settings, At::new()).unwrap());
+    let mut tally = 0;
+    while fs::metadata(directory.path().join(file_name(1))).unwrap().len() < 2000 {
+        served(&journal, "r").await.unwrap();
+        tally += 1;
+    }
+    faults.plan(&[(What::Sync, How::Fails)]);
+    served(&journal, "into the present one").await.unwrap();
+    assert!(faults.is_over());
+    assert_eq!(files(directory.path()).unwrap(), [1]);
+    served(&journal, "into the next one").await.unwrap();
+    journal.close().await;
+    assert_eq!(files(directory.path()).unwrap(), [1, 2]);
+    let report = report(directory.path(), verify::Options::default());
+    assert!(report.is_whole() && report.token_records == tally + 2, "{:?}", report.findings);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_because_too_much_waits_is_said_and_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Faults::default();
+    let settings = JournalConfig { inline: false, ..calm(directory.path(), &faults) };
+    let journal = Arc::new(Journal::open(settings, At::new()).unwrap());
+    faults.plan(&[(What::Write, How::Hangs)]);
+    let held = {
+        let journal = Arc::clone(&journal);
+        tokio::spawn(async move { token(&journal, "held").await })
+    };
+    until(|| faults.is_hanging()).await;
+    let mut body = Vec::new();
+    encode::begin(&mut body, "large", Timestamp::from_second(NOON).unwrap());
+    let more = queue::MOST_WAITING - body.len() - 10;
+    body.extend_from_slice(b",\"x\":\"");
+    body.resize(body.len() + more - 8, b'x');
+    body.push(b'"');
+    let large = journal.put(&body, None);
+    for number in 1..=3 {
+        assert!(spawned(&journal, "refused").await.unwrap_err().0.contains("does not keep up"));
+        assert_eq!(journal.stats().lost, number);
+    }
+    faults.let_go();
+    large.await.unwrap();
+    held.await.unwrap().unwrap();
+    served(&journal, "after").await.unwrap();
+    journal.close().await;
+    assert_eq!(texts(directory.path(), "lost", "records"), ["3"]);
+    assert!(texts(directory.path(), "lost", "error")[0].contains("does not keep up"));
+    assert_eq!(journal.stats().lost, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_half_written_at_the_end_is_cut_off_before_that_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Faults::default();
+    let journal = Arc::new(Journal::open(calm(directory.path(), &faults), At::new()).unwrap());
+    served(&journal, "before").await.unwrap();
+    faults.plan(&[(What::Write, How::Short(40)), (What::Write, How::Fails), (What::Cut, How::Fails)]);
+    served(&journal, "refused").await.unwrap_err();
+    assert!(faults.is_over());
+    journal.close().await;
+    assert_eq!(kinds(directory.path())[2..], ["token", "lost", "stop"]);
+    let report = report(directory.path(), verify::Options::default());
+    assert_eq!(report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>(), [verify::Kind::Reported]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_whose_thread_has_panicked_has_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clock = {
+        let broken = Arc::clone(&broken);
+        move || {
+            assert!(!broken.load(Ordering::SeqCst), "the test breaks the clock");
+            Timestamp::from_second(NOON).unwrap()
+        }
+    };
+    let journal = Arc::new(Journal::open(JournalConfig { inline: false, ..config(directory.path()) }, clock).unwrap());
+    served(&journal, "r").await.unwrap();
+    broken.store(true, Ordering::SeqCst);
+    assert!(token(&journal, "r").await.is_err());
+    tokio::time::timeout(LIMIT, journal.ended()).await.unwrap();
+    assert!(token(&journal, "r").await.unwrap_err().0.contains("closed"));
 }

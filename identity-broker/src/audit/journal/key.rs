@@ -90,13 +90,6 @@ impl VerifyingKey {
         Ok(Self { public, id: crate::digest::hex16(&public) })
     }
 
-    /// In PEM.
-    pub fn to_pem(&self) -> String {
-        use base64::{Engine as _, engine::general_purpose::STANDARD};
-        let der = [&SPKI[..], &self.public].concat();
-        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
-    }
-
     /// As [`SigningKey::id`].
     pub fn id(&self) -> &str {
         &self.id
@@ -144,7 +137,6 @@ MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
         let signing = SigningKey::from_pem(PRIVATE.as_bytes()).unwrap();
         let verifying = VerifyingKey::from_pem(PUBLIC.as_bytes()).unwrap();
         assert_eq!(signing.verifying(), verifying);
-        assert_eq!(verifying.to_pem(), PUBLIC);
         assert_eq!(SigningKey::from_pem(PUBLIC.as_bytes()).unwrap_err(), KeyError::Private);
         assert_eq!(VerifyingKey::from_pem(PRIVATE.as_bytes()).unwrap_err(), KeyError::Public);
         assert!(!format!("{signing:?}").contains("pair"));

@@ -28,6 +28,7 @@
 //! # });
 //! ```
 
+mod batch;
 pub mod chain;
 mod directory;
 mod disk;
@@ -37,7 +38,9 @@ mod queue;
 mod reader;
 mod shared;
 mod syncing;
+mod tally;
 mod turns;
+mod upkeep;
 pub mod verify;
 mod writer;
 
@@ -60,10 +63,11 @@ use tokio::sync::watch;
 pub use directory::{JournalError, file_name, file_number, files};
 pub use key::{Checkpoint, KeyError, SigningKey, VerifyingKey};
 pub use reader::{Cursor, Item, Reader};
+pub use tally::{Count, Place, Tallied, Tally};
 
 use self::{
     directory::Directory,
-    queue::Queue,
+    queue::{Queue, Refused},
     shared::{Closed, Counts, Held, Shared},
     syncing::Syncing,
     turns::Engine,
@@ -148,8 +152,6 @@ pub struct Stats {
     pub synced: u64,
     /// Syncs.
     pub syncs: u64,
-    /// Number of the file that was begun last; 0 when none was since the process began.
-    pub file: u64,
     /// Whether the last write failed.
     pub failing: bool,
 }
@@ -169,7 +171,9 @@ impl Journal {
     pub fn open(config: JournalConfig, clock: impl Clock) -> Result<Self, JournalError> {
         let directory = Directory::open(&config.directory)?;
         let recovered = directory.recover()?;
+        let journal = recovered.journal.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let shared = Arc::new(Shared {
+            tally: Arc::new(Tally::new(&journal, recovered.head)),
             queue: Queue::default(),
             counts: Counts::default(),
             syncing: Syncing::default(),
@@ -217,7 +221,6 @@ impl Journal {
             seq: read(&counts.seq),
             synced: read(&counts.synced),
             syncs: read(&counts.syncs),
-            file: read(&counts.file),
             failing: read(&counts.failing) > 0,
         }
     }
@@ -227,9 +230,21 @@ impl Journal {
         self.shared.written.subscribe()
     }
 
+    /// How many records say the same: for one who counts them, and need not [read](Reader) them then.
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.shared.tally)
+    }
+
     /// Where the journal is, at each checkpoint: to be kept where whoever can write the files cannot. Without a key as well.
     pub fn checkpoints(&self) -> watch::Receiver<Option<Checkpoint>> {
         self.shared.checkpoints.subscribe()
+    }
+
+    /// Completes when nothing is written any more: after [`close`](Self::close), or because a thread of it has panicked. Then each
+    /// record is refused, and only a new process helps.
+    pub async fn ended(&self) {
+        // The sender is here.
+        let _ = self.shared.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     /// Writes what waits, says that it stops, signs, syncs. Bounded; what comes later is refused.
@@ -243,6 +258,32 @@ impl Journal {
     }
 }
 
+impl Journal {
+    /// Completes when a record of this body (the fields of its line without braces, `"kind":"…"` first) is written. What it is
+    /// `about` says only what is counted.
+    pub(in crate::audit) fn put<'journal>(
+        &'journal self,
+        body: &[u8],
+        about: Option<&AuditRecord<'_>>,
+    ) -> impl Future<Output = Result<(), AuditError>> + Send + use<'journal> {
+        let (shared, engine) = (&self.shared, &self.engine);
+        let tag = about.and_then(|record| shared.tally.tag(record));
+        let may_lead = self.inline && turns::has_company() && !shared.syncing.is_busy();
+        let pushed = shared.queue.push(body, tag, self.patience, may_lead);
+        let pushed = pushed.map(|(waiting, turn)| (waiting, turns::take(shared, engine, turn)));
+        if pushed.as_ref().is_err_and(|refused| *refused == Refused::Full) {
+            shared.counts.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        async move {
+            let (waiting, coming) = pushed.map_err(|refused| AuditError(refused.to_string()))?;
+            if let Some(coming) = coming {
+                coming.come(engine).await;
+            }
+            waiting.await
+        }
+    }
+}
+
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Journal").field("directory", &self.directory).finish_non_exhaustive()
@@ -251,17 +292,7 @@ impl std::fmt::Debug for Journal {
 
 impl AuditSink for Journal {
     fn record(&self, record: &AuditRecord<'_>) -> impl Future<Output = Result<(), AuditError>> + Send {
-        let may_lead = self.inline && turns::has_company() && !self.shared.syncing.is_busy();
-        let pushed = self.shared.queue.push(&encode::token_body(record), self.patience, may_lead);
-        let (shared, engine) = (&self.shared, &self.engine);
-        let pushed = pushed.map(|(waiting, turn)| (waiting, turns::take(shared, engine, turn)));
-        async move {
-            let (waiting, coming) = pushed?;
-            if let Some(coming) = coming {
-                coming.come(engine).await;
-            }
-            waiting.await
-        }
+        self.put(&encode::token_body(record), Some(record))
     }
 }
 

@@ -7,53 +7,28 @@
 //! record can come between looking and leaving.
 
 use std::{
-    pin::Pin,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Waker},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep};
+use thiserror::Error;
+use tokio::time::Instant;
 
-use crate::audit::AuditError;
+use super::{
+    batch::{Batch, Outcome, Waiting},
+    tally::Tag,
+};
 
 /// The most bytes that wait to be written. What is above it is refused at once: then the disk does not keep up.
-const MOST_WAITING: usize = 8 << 20;
+pub(super) const MOST_WAITING: usize = 8 << 20;
 
-/// What became of the records of one write.
-#[derive(Clone, Debug)]
-pub(super) struct Outcome {
-    /// So many of them, from the first on, are with the kernel.
-    pub(super) written: usize,
-    /// What became of the rest.
-    pub(super) error: Option<Arc<str>>,
-}
-
-/// Records that are written together.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    outcome: OnceLock<Outcome>,
-    wakers: Mutex<Vec<Waker>>,
-    /// One of those who wait looks at the clock for all of them.
-    guarded: AtomicBool,
-    deadline: OnceLock<Instant>,
-}
-
-impl Batch {
-    /// Tells all who wait. What was told first counts, and whether this was it is the answer.
-    pub(super) fn finish(&self, outcome: Outcome) -> bool {
-        let first = self.outcome.set(outcome).is_ok();
-        self.wake();
-        first
-    }
-
-    fn wake(&self) {
-        let wakers = std::mem::take(&mut *lock(&self.wakers));
-        wakers.into_iter().for_each(Waker::wake);
-    }
+/// Why a record was not even put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(super) enum Refused {
+    #[error("the journal is closed")]
+    Closed,
+    #[error("{} MiB of records wait to be written: the journal's disk does not keep up", MOST_WAITING >> 20)]
+    Full,
 }
 
 /// What the thread does.
@@ -73,6 +48,10 @@ struct State {
     bodies: Vec<u8>,
     /// Where each body ends.
     ends: Vec<usize>,
+    /// What each is about.
+    tags: Vec<Option<Tag>>,
+    /// So many were refused meanwhile.
+    refused: u64,
     batch: Arc<Batch>,
     thread: Thread,
     /// Somebody writes.
@@ -102,8 +81,11 @@ impl State {
     fn swap(&mut self, taken: &mut Taken) {
         taken.bodies.clear();
         taken.ends.clear();
+        taken.tags.clear();
         std::mem::swap(&mut taken.bodies, &mut self.bodies);
         std::mem::swap(&mut taken.ends, &mut self.ends);
+        std::mem::swap(&mut taken.tags, &mut self.tags);
+        taken.refused = std::mem::take(&mut self.refused);
         taken.batch = std::mem::take(&mut self.batch);
         taken.closing = self.closing;
     }
@@ -146,6 +128,9 @@ const BUSY: Duration = Duration::from_micros(100);
 pub(super) struct Taken {
     pub(super) bodies: Vec<u8>,
     pub(super) ends: Vec<usize>,
+    pub(super) tags: Vec<Option<Tag>>,
+    /// So many records were refused since the writer before has taken.
+    pub(super) refused: u64,
     pub(super) batch: Arc<Batch>,
     /// Nothing comes after it.
     pub(super) closing: bool,
@@ -155,23 +140,27 @@ pub(super) struct Taken {
 
 impl Queue {
     /// Puts a record in; `patience` is how long its writing may take. Only one who `may_lead` gets the turn.
-    pub(super) fn push(&self, body: &[u8], patience: Duration, may_lead: bool) -> Result<(Waiting, Turn), AuditError> {
+    pub(super) fn push(
+        &self,
+        body: &[u8],
+        tag: Option<Tag>,
+        patience: Duration,
+        may_lead: bool,
+    ) -> Result<(Waiting, Turn), Refused> {
         let mut state = lock(&self.state);
         if state.closing {
-            return Err(AuditError("the journal is closed".to_owned()));
+            return Err(Refused::Closed);
         }
         if state.bodies.len() + body.len() > MOST_WAITING {
-            let why = format!(
-                "{} MiB of records wait to be written: the journal's disk does not keep up",
-                MOST_WAITING >> 20
-            );
-            return Err(AuditError(why));
+            state.refused += 1;
+            return Err(Refused::Full);
         }
         let index = state.ends.len();
         state.bodies.extend_from_slice(body);
         let end = state.bodies.len();
         state.ends.push(end);
-        let waiting = Waiting { batch: Arc::clone(&state.batch), index, patience, registered: None, guard: None };
+        state.tags.push(tag);
+        let waiting = Waiting::new(Arc::clone(&state.batch), index, patience);
         if may_lead && state.returned.is_none() && state.no_leader_until.is_none_or(|until| until <= Instant::now()) {
             if state.busy || state.coming > 0 || state.released.is_some_and(|at| at.elapsed() < BUSY) {
                 state.coming += 1;
@@ -313,69 +302,6 @@ impl Queue {
     }
 }
 
-/// A record's wait for its write. Bounded: a disk that hangs fails the batch.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    batch: Arc<Batch>,
-    index: usize,
-    patience: Duration,
-    registered: Option<Waker>,
-    guard: Option<Pin<Box<Sleep>>>,
-}
-
-impl Waiting {
-    fn outcome(&self) -> Option<Result<(), AuditError>> {
-        let outcome = self.batch.outcome.get()?;
-        if self.index < outcome.written {
-            return Some(Ok(()));
-        }
-        Some(Err(AuditError(outcome.error.as_deref().unwrap_or("the journal's writer has stopped").to_owned())))
-    }
-}
-
-impl Future for Waiting {
-    type Output = Result<(), AuditError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        if let Some(outcome) = this.outcome() {
-            return Poll::Ready(outcome);
-        }
-        if this.registered.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            let mut wakers = lock(&this.batch.wakers);
-            // Between looking and locking it may have been told.
-            if let Some(outcome) = this.outcome() {
-                return Poll::Ready(outcome);
-            }
-            wakers.push(cx.waker().clone());
-            drop(wakers);
-            this.registered = Some(cx.waker().clone());
-        }
-        if this.guard.is_none() && !this.batch.guarded.swap(true, Ordering::AcqRel) {
-            let deadline = *this.batch.deadline.get_or_init(|| Instant::now() + this.patience);
-            this.guard = Some(Box::pin(tokio::time::sleep_until(deadline)));
-        }
-        if let Some(guard) = &mut this.guard {
-            std::task::ready!(guard.as_mut().poll(cx));
-            let why = format!("the journal's disk has not taken it within {} s", this.patience.as_secs_f32());
-            this.batch.finish(Outcome { written: 0, error: Some(why.into()) });
-        }
-        this.outcome().map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if self.guard.take().is_some() && self.batch.outcome.get().is_none() {
-            // Whoever comes first looks at the clock from now on.
-            self.batch.guarded.store(false, Ordering::Release);
-            for waker in &*lock(&self.batch.wakers) {
-                waker.wake_by_ref();
-            }
-        }
-    }
-}
-
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -396,7 +322,7 @@ mod tests {
     async fn those_who_share_a_write_are_told_together() {
         let queue = Queue::default();
         let waiting: Vec<_> =
-            [&b"one"[..], b"two", b"three"].map(|body| queue.push(body, PATIENCE, false).unwrap().0).into();
+            [&b"one"[..], b"two", b"three"].map(|body| queue.push(body, None, PATIENCE, false).unwrap().0).into();
         let batch = taken(&queue);
         assert_eq!((&*batch.bodies, &*batch.ends), (&b"onetwothree"[..], &[3, 6, 11][..]));
         let all = tokio::spawn(futures::future::join_all(waiting));
@@ -410,8 +336,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_waited_for_so_long_even_when_the_first_goes_away() {
         let queue = Queue::default();
-        let first = queue.push(b"one", PATIENCE, false).unwrap().0;
-        let second = queue.push(b"two", PATIENCE, false).unwrap().0;
+        let first = queue.push(b"one", None, PATIENCE, false).unwrap().0;
+        let second = queue.push(b"two", None, PATIENCE, false).unwrap().0;
         let (first, second) = (tokio::spawn(first), tokio::spawn(second));
         // Both wait before the clock goes on.
         tokio::task::yield_now().await;
@@ -428,12 +354,18 @@ mod tests {
     async fn the_queue_is_bounded_and_closes() {
         let queue = Queue::default();
         let large = vec![b'x'; MOST_WAITING];
-        let waits = queue.push(&large, PATIENCE, false).unwrap().0;
-        assert!(queue.push(b"x", PATIENCE, false).unwrap_err().0.contains("does not keep up"));
+        let waits = queue.push(&large, None, PATIENCE, false).unwrap().0;
+        for _ in 0..3 {
+            assert_eq!(queue.push(b"x", None, PATIENCE, false).unwrap_err(), Refused::Full);
+        }
         drop(waits);
+        let mut taken = taken(&queue);
+        assert_eq!(taken.refused, 3);
+        queue.push(b"x", None, PATIENCE, false).unwrap();
         queue.close();
-        assert!(taken(&queue).closing);
-        assert!(queue.push(b"x", PATIENCE, false).unwrap_err().0.contains("closed"));
+        queue.take(&mut taken, Duration::ZERO);
+        assert!(taken.closing && taken.refused == 0, "said once");
+        assert_eq!(queue.push(b"x", None, PATIENCE, false).unwrap_err(), Refused::Closed);
     }
 
     /// Requests that lead, follow and hand over at random, and the thread: one writes at a time, in the order of the numbers,
@@ -469,7 +401,7 @@ mod tests {
                 let mut led = 0;
                 for number in 0..EACH {
                     let body = [task, u8::try_from(number % 251).unwrap()];
-                    let (waiting, turn) = queue.push(&body, PATIENCE, number % 5 != 0).unwrap();
+                    let (waiting, turn) = queue.push(&body, None, PATIENCE, number % 5 != 0).unwrap();
                     let mut turn = match turn {
                         Turn::Now(taken) => Some(taken),
                         Turn::Soon if number % 11 == 0 => {

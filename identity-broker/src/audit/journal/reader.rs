@@ -12,6 +12,7 @@ use super::{
     chain::Line,
     directory::{file_name, files},
     encode::FileRecord,
+    tally::Place,
 };
 
 /// How far one has read. To be kept after what was read has been dealt with.
@@ -59,6 +60,24 @@ impl Reader {
     pub fn new(directory: impl AsRef<Path>, cursor: Option<Cursor>) -> Self {
         let directory = directory.as_ref().to_owned();
         Self { directory, cursor, open: None, offset: 0, buffer: Vec::new(), held: false }
+    }
+
+    /// After `cursor`, which is where that place is: what is before it in its file is not read again.
+    pub fn at(directory: impl AsRef<Path>, cursor: Cursor, place: &Place) -> Self {
+        let mut this = Self::new(directory, Some(cursor));
+        // If it cannot be opened there, it is read from its beginning.
+        if this.enter(place.file).is_ok()
+            && let Some((_, reader)) = &mut this.open
+        {
+            let there = reader.get_ref().metadata().is_ok_and(|about| about.len() >= place.offset)
+                && reader.seek(SeekFrom::Start(place.offset)).is_ok();
+            if there {
+                this.offset = place.offset;
+            } else {
+                this.open = None;
+            }
+        }
+        this
     }
 
     /// How far it has read.

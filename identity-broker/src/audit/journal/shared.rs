@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use tokio::sync::watch;
 
-use super::{directory::Directory, key::Checkpoint, queue::Queue, syncing::Syncing};
+use super::{directory::Directory, key::Checkpoint, queue::Queue, syncing::Syncing, tally::Tally};
 
 /// What handle and threads share.
 #[derive(Debug)]
@@ -12,6 +12,7 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) counts: Counts,
     pub(super) syncing: Syncing,
+    pub(super) tally: Arc<Tally>,
     pub(super) written: watch::Sender<u64>,
     pub(super) checkpoints: watch::Sender<Option<Checkpoint>>,
     pub(super) closed: watch::Sender<bool>,
@@ -27,7 +28,6 @@ pub(super) struct Counts {
     pub(super) seq: AtomicU64,
     pub(super) synced: AtomicU64,
     pub(super) syncs: AtomicU64,
-    pub(super) file: AtomicU64,
     pub(super) failing: AtomicU64,
 }
 

@@ -60,6 +60,12 @@ impl Syncing {
         lock(&self.wrong).take()
     }
 
+    /// How many files wait to be synced.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        lock(&self.state).files.len()
+    }
+
     /// Whether a write may have to wait, or there is something to be said first.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed) || lock(&self.wrong).is_some()

@@ -96,6 +96,8 @@ pub struct Report {
     pub records: u64,
     /// How many of them are about tokens.
     pub token_records: u64,
+    /// How many are about grants.
+    pub grant_records: u64,
     /// The first record.
     pub first_seq: Option<u64>,
     /// The last record.
@@ -195,6 +197,7 @@ impl Verifier {
         };
         self.report.records += 1;
         self.report.token_records += u64::from(line.kind == "token");
+        self.report.grant_records += u64::from(line.kind == "grant");
         let mut before = match self.head {
             Some(head) => {
                 self.in_order(&line, head);

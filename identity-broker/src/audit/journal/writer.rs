@@ -14,13 +14,16 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     JournalConfig,
+    batch::Outcome,
     chain::Head,
     directory::Recovered,
     disk::JournalFile,
     encode::{Encoder, Note},
-    queue::{Outcome, Taken},
+    queue::{Refused, Taken},
     shared::{Held, Shared},
-    syncing::{MOVED, sync_failed},
+    syncing::sync_failed,
+    tally::{Line, Place},
+    upkeep::is_full,
 };
 use crate::clock::Clock;
 
@@ -34,23 +37,24 @@ fn add(counter: &AtomicU64, number: usize) {
 
 /// The file that is written.
 #[derive(Debug)]
-struct Open {
-    number: u64,
-    file: Arc<JournalFile>,
-    length: u64,
-    began: Timestamp,
+pub(super) struct Open {
+    pub(super) number: u64,
+    pub(super) file: Arc<JournalFile>,
+    pub(super) length: u64,
+    pub(super) began: Timestamp,
 }
 
 /// Where a record ends in what is written together, and the chain then.
 #[derive(Clone, Copy, Debug)]
-struct Mark {
+pub(super) struct Mark {
     end: usize,
     head: Head,
+    line: Line,
 }
 
 /// What is to be said in the journal as soon as it can be written.
 #[derive(Clone, Debug)]
-enum Unsaid {
+pub(super) enum Unsaid {
     Repair { file: u64, bytes: u64, torn: Vec<u8> },
     Damage { file: u64, text: String },
     Start,
@@ -74,7 +78,7 @@ impl Unsaid {
 
 /// What a leader has begun to write.
 #[derive(Clone, Copy, Debug)]
-struct Begun {
+pub(super) struct Begun {
     /// The chain before it.
     before: Head,
     /// So many bytes of the buffer are with the kernel.
@@ -83,22 +87,22 @@ struct Begun {
 
 /// What whoever has the turn uses.
 pub(super) struct Writer {
-    config: JournalConfig,
-    clock: Box<dyn Clock>,
-    shared: Arc<Shared>,
-    held: Arc<Held>,
-    encoder: Encoder,
-    open: Option<Open>,
-    last_number: u64,
+    pub(super) config: JournalConfig,
+    pub(super) clock: Box<dyn Clock>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) held: Arc<Held>,
+    pub(super) encoder: Encoder,
+    pub(super) open: Option<Open>,
+    pub(super) last_number: u64,
     /// Something that is no record is at the end of the file.
-    torn: bool,
-    last_time: Option<Timestamp>,
-    unsaid: Vec<Unsaid>,
-    since_checkpoint: u64,
-    published: Head,
-    out: Vec<u8>,
-    marks: Vec<Mark>,
-    begun: Option<Begun>,
+    pub(super) torn: bool,
+    pub(super) last_time: Option<Timestamp>,
+    pub(super) unsaid: Vec<Unsaid>,
+    pub(super) since_checkpoint: u64,
+    pub(super) published: Head,
+    pub(super) out: Vec<u8>,
+    pub(super) marks: Vec<Mark>,
+    pub(super) begun: Option<Begun>,
 }
 
 impl Writer {
@@ -109,8 +113,7 @@ impl Writer {
         held: Arc<Held>,
         recovered: Recovered,
     ) -> Self {
-        let journal = recovered.journal.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let encoder = Encoder::new(journal, config.node.clone(), recovered.head, config.key.clone());
+        let encoder = Encoder::new(shared.tally.journal(), config.node.clone(), recovered.head, config.key.clone());
         let mut unsaid = Vec::new();
         if let Some((bytes, torn)) = recovered.torn {
             unsaid.push(Unsaid::Repair { file: recovered.number, bytes, torn });
@@ -174,6 +177,7 @@ impl Writer {
         let well = self.unsaid.is_empty()
             && !self.torn
             && self.begun.is_none()
+            && taken.refused == 0
             && !config.sync_interval.is_zero()
             && !self.shared.syncing.is_busy()
             && self.since_checkpoint + (taken.ends.len() as u64) < config.checkpoint_records
@@ -186,11 +190,22 @@ impl Writer {
 
     fn encode(&mut self, taken: &Taken) {
         let mut start = 0;
-        for end in &taken.ends {
+        for (end, tag) in taken.ends.iter().zip(&taken.tags) {
             self.encoder.token(&taken.bodies[start..*end], &mut self.out);
-            self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
+            self.mark(Line::Record(*tag));
             start = *end;
         }
+    }
+
+    /// A record of the journal's own into the buffer.
+    pub(super) fn note(&mut self, now: Timestamp, note: &Note<'_>) {
+        self.encoder.note(now, note, &mut self.out);
+        self.mark(Line::Note);
+    }
+
+    /// A line ends here.
+    pub(super) fn mark(&mut self, line: Line) {
+        self.marks.push(Mark { end: self.out.len(), head: self.encoder.head, line });
     }
 
     /// Whether so many records were written that a checkpoint is due.
@@ -227,10 +242,13 @@ impl Writer {
         {
             self.unsaid.push(Unsaid::Clock { before });
         }
+        if taken.refused > 0 {
+            self.lost(taken.refused, now, &Refused::Full);
+        }
         let before = self.begin();
         for unsaid in &self.unsaid {
             self.encoder.note(now, &unsaid.note(&self.config), &mut self.out);
-            self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
+            self.marks.push(Mark { end: self.out.len(), head: self.encoder.head, line: Line::Note });
         }
         let said = self.unsaid.len();
         self.encode(taken);
@@ -249,7 +267,7 @@ impl Writer {
         result: io::Result<()>,
     ) -> Outcome {
         let records = taken.ends.len();
-        let (complete, result) = self.settle(before, done, result);
+        let (complete, result) = self.settle_safely(before, done, result);
         self.unsaid.drain(..said.min(complete));
         let written = complete.saturating_sub(said);
         self.since_checkpoint += written as u64;
@@ -266,14 +284,14 @@ impl Writer {
     }
 
     /// Nothing in the buffers; where the chain is.
-    fn begin(&mut self) -> Head {
+    pub(super) fn begin(&mut self) -> Head {
         self.out.clear();
         self.marks.clear();
         self.encoder.head
     }
 
     /// Hands the buffer to the kernel, from `done` on; how much of it is there then.
-    fn put(&self, mut done: usize) -> (usize, io::Result<()>) {
+    pub(super) fn put(&self, mut done: usize) -> (usize, io::Result<()>) {
         let Some(open) = &self.open else { return (0, Err(io::Error::other("there is no file"))) };
         while done < self.out.len() {
             match open.file.write(&self.out[done..]) {
@@ -287,18 +305,34 @@ impl Writer {
     }
 
     /// Hands the buffer to the kernel; what became of it.
-    fn put_all(&mut self, before: Head) -> (usize, io::Result<()>) {
+    pub(super) fn put_all(&mut self, before: Head) -> (usize, io::Result<()>) {
         let (done, result) = self.put(0);
-        self.settle(before, done, result)
+        self.settle_safely(before, done, result)
+    }
+
+    /// [Settles](Self::settle), and sees to it that the records are on the disk where that is promised.
+    fn settle_safely(&mut self, before: Head, done: usize, result: io::Result<()>) -> (usize, io::Result<()>) {
+        let complete = self.settle(before, done);
+        if let Some(open) = self.open.as_ref().filter(|_| complete > 0) {
+            if !self.config.sync_interval.is_zero() {
+                self.shared.syncing.dirty(open.number, &open.file, self.encoder.head.seq, false);
+            } else if let Err(error) = open.file.sync_data() {
+                self.shared.syncing.wrong(open.number, sync_failed(&error));
+                return (0, Err(error));
+            } else {
+                self.shared.counts.synced.store(self.encoder.head.seq, Ordering::Relaxed);
+            }
+        }
+        (complete, result)
     }
 
     /// How many of the records are there, whole; the chain ends with the last of them.
-    fn settle(&mut self, before: Head, done: usize, mut result: io::Result<()>) -> (usize, io::Result<()>) {
+    pub(super) fn settle(&mut self, before: Head, done: usize) -> usize {
         let Some(open) = &mut self.open else {
             self.encoder.head = before;
-            return (0, result);
+            return 0;
         };
-        let mut complete = self.marks.partition_point(|mark| mark.end <= done);
+        let complete = self.marks.partition_point(|mark| mark.end <= done);
         let last = complete.checked_sub(1).map(|at| self.marks[at]);
         let end = last.map_or(0, |mark| mark.end);
         open.length += end as u64;
@@ -307,25 +341,16 @@ impl Writer {
             // Half a record: nobody may take it for one.
             self.torn = open.file.set_len(open.length).is_err();
         }
-        let counts = &self.shared.counts;
+        let (counts, head) = (&self.shared.counts, self.encoder.head);
         add(&counts.writes, 1);
         add(&counts.bytes, end);
-        counts.seq.store(self.encoder.head.seq, Ordering::Relaxed);
+        counts.seq.store(head.seq, Ordering::Relaxed);
         if complete > 0 {
-            if self.config.sync_interval.is_zero() {
-                match open.file.sync_data() {
-                    Ok(()) => counts.synced.store(self.encoder.head.seq, Ordering::Relaxed),
-                    Err(error) => {
-                        self.shared.syncing.wrong(open.number, sync_failed(&error));
-                        (complete, result) = (0, Err(error));
-                    }
-                }
-            } else {
-                self.shared.syncing.dirty(open.number, &open.file, self.encoder.head.seq, false);
-            }
-            self.shared.written.send_replace(self.encoder.head.seq);
+            let place = Place { head, file: open.number, offset: open.length };
+            self.shared.tally.add(self.marks[..complete].iter().map(|mark| mark.line), place);
+            self.shared.written.send_replace(head.seq);
         }
-        (complete, result)
+        complete
     }
 
     fn failed(&mut self, records: usize, written: usize, now: Timestamp, error: &io::Error) -> Outcome {
@@ -334,131 +359,20 @@ impl Writer {
         if self.shared.counts.failing.swap(1, Ordering::Relaxed) == 0 {
             tracing::error!(%error, directory = %self.config.directory.display(), "the audit journal cannot be written");
         }
+        self.lost(lost, now, error);
+        Outcome { written, error: Some(format!("journal: {error}").into()) }
+    }
+
+    /// So many records were not written, which is to be said.
+    fn lost(&mut self, lost: u64, now: Timestamp, why: &dyn std::fmt::Display) {
         let earlier = self.unsaid.iter_mut().find_map(|unsaid| match unsaid {
             Unsaid::Lost { records, .. } => Some(records),
             _ => None,
         });
         match earlier {
             Some(records) => *records += lost,
-            None if lost > 0 => self.unsaid.push(Unsaid::Lost { records: lost, since: now, error: error.to_string() }),
+            None if lost > 0 => self.unsaid.push(Unsaid::Lost { records: lost, since: now, error: why.to_string() }),
             None => {}
         }
-        Outcome { written, error: Some(format!("journal: {error}").into()) }
     }
-
-    /// Sees to it that there is a file to write to.
-    fn prepare(&mut self, now: Timestamp) -> io::Result<()> {
-        if self.torn
-            && let Some(open) = &self.open
-        {
-            open.file.set_len(open.length)?;
-            self.torn = false;
-        }
-        let mut wrong = self.shared.syncing.take_wrong().map(|(file, text)| Unsaid::Damage { file, text });
-        if let Some(open) = &self.open {
-            let found = open.file.metadata()?;
-            let text = if found.nlink() == 0 {
-                Some("the file was removed while it was written; records after its last copy are gone".to_owned())
-            } else if found.len() != open.length {
-                Some(format!("somebody else changed the file: it has {} bytes instead of {}", found.len(), open.length))
-            } else if self.config.sync_interval.is_zero() && !self.held.directory.has(open.number, &open.file) {
-                Some(MOVED.to_owned())
-            } else {
-                None
-            };
-            wrong = wrong.or(text.map(|text| Unsaid::Damage { file: open.number, text }));
-        }
-        if let Some(damage) = wrong {
-            self.unsaid.push(damage);
-            self.open = None;
-        }
-        let full = match &self.open {
-            None => true,
-            Some(open) => is_full(open, &self.config, now),
-        };
-        if !full {
-            return Ok(());
-        }
-        let Err(error) = self.rotate(now) else { return Ok(()) };
-        match &self.open {
-            // Better a file that is too large than no token.
-            Some(open) if open.length < self.config.max_size.saturating_mul(2) => Ok(()),
-            _ => Err(error),
-        }
-    }
-
-    fn rotate(&mut self, now: Timestamp) -> io::Result<()> {
-        if self.open.is_some() && self.config.key.is_some() && self.since_checkpoint > 0 {
-            self.checkpoint();
-        }
-        let mut number = self.last_number + 1;
-        let file = loop {
-            match JournalFile::create(&self.held.directory, number, &self.config) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                file => break Arc::new(file?),
-            }
-        };
-        let kept = self.held.directory.files()?;
-        let keep = usize::try_from(self.config.keep.max(2)).unwrap_or(usize::MAX);
-        let oldest = kept.get(kept.len().saturating_sub(keep)).copied().unwrap_or(number);
-        let before = self.begin();
-        self.encoder.note(now, &Note::File { file: number, oldest }, &mut self.out);
-        self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
-        let former = self.open.replace(Open { number, file, length: 0, began: now });
-        if let (_, Err(error)) = self.put_all(before) {
-            self.open = former;
-            self.torn = false;
-            let _ = self.held.directory.remove(number);
-            return Err(error);
-        }
-        self.last_number = number;
-        self.shared.counts.file.store(number, Ordering::Relaxed);
-        if let Some(open) = &self.open {
-            self.shared.syncing.dirty(number, &open.file, self.encoder.head.seq, true);
-        }
-        for old in kept.into_iter().filter(|old| *old < oldest) {
-            if let Err(error) = self.held.directory.remove(old) {
-                tracing::warn!(%error, file = old, "an old file of the audit journal cannot be removed");
-            }
-        }
-        Ok(())
-    }
-
-    /// Signs what there is, if there is a key, and says where the journal is.
-    pub(super) fn checkpoint(&mut self) {
-        let now = self.clock.now();
-        if self.config.key.is_none() && self.published == self.encoder.head {
-            return;
-        }
-        self.since_checkpoint = 0;
-        let before = self.begin();
-        let checkpoint = self.encoder.checkpoint(now, &mut self.out);
-        if !self.out.is_empty() {
-            self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
-            if let (_, Err(error)) = self.put_all(before) {
-                tracing::debug!(%error, "no checkpoint in the audit journal");
-                return;
-            }
-        }
-        self.published = checkpoint.head;
-        self.shared.checkpoints.send_replace(Some(checkpoint));
-    }
-
-    pub(super) fn stop(&mut self) {
-        let now = self.clock.now();
-        let before = self.begin();
-        self.encoder.note(now, &Note::Stop, &mut self.out);
-        self.marks.push(Mark { end: self.out.len(), head: self.encoder.head });
-        let _ = self.put_all(before);
-        self.checkpoint();
-        if let Some(open) = &self.open
-            && let Err(error) = open.file.sync_data()
-        {
-            tracing::warn!(%error, "the audit journal cannot be synced");
-        }
-    }
-}
-
-fn is_full(open: &Open, config: &JournalConfig, now: Timestamp) -> bool {
-    open.length >= config.max_size || now.duration_since(open.began) > config.max_age
 }

@@ -9,69 +9,16 @@ use std::{
 
 use aws_lc_rs::digest::{Context, SHA256};
 use foldhash::fast::RandomState;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
-    Seen, State,
+    Config, Seen, State,
     event::{Fixed, LONGEST_AUDIENCE, cut, patch},
     seen::Object,
     state::Kept,
 };
 use crate::audit::journal::{Cursor, chain::Hash};
-
-/// How Events are made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The node: the Events' reporting instance.
-    pub node: String,
-    /// An Event for each record, instead of one for each series.
-    pub each: bool,
-    /// The most series that are held; from then on those that were seen last the longest ago are closed, if their Events say
-    /// all. What a closed series sees again is a new one.
-    pub most_series: usize,
-    /// The most series of one pod that have an audience of their own: pods choose audiences. The others share one.
-    pub most_of_pod: u32,
-    /// Between two writes.
-    pub interval: Duration,
-    /// Between two writes of one series.
-    pub refresh: Duration,
-    /// Writes that are under way at the same time.
-    pub at_once: usize,
-    /// How long after it was sent a request can still have an effect. A write whose predecessor has had no answer is made once
-    /// more after that: the older one may come later.
-    pub settle: Duration,
-    /// How long something that the API server refuses for good is left alone.
-    pub refused: Duration,
-}
-
-impl Config {
-    /// Series: one write a second, each series at most every ten seconds.
-    pub fn series(node: impl Into<String>) -> Self {
-        Self {
-            node: node.into(),
-            each: false,
-            most_series: 4096,
-            most_of_pod: 32,
-            interval: Duration::from_secs(1),
-            refresh: Duration::from_secs(10),
-            at_once: 1,
-            settle: Duration::from_secs(10),
-            refused: Duration::from_mins(1),
-        }
-    }
-
-    /// An Event for each record, as fast as the API server takes them.
-    pub fn each(node: impl Into<String>) -> Self {
-        Self {
-            each: true,
-            most_series: 256,
-            interval: Duration::ZERO,
-            refresh: Duration::ZERO,
-            at_once: 8,
-            ..Self::series(node)
-        }
-    }
-}
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq)]
@@ -233,6 +180,11 @@ impl Book {
         this
     }
 
+    /// Whether each record has an Event of its own.
+    pub(super) const fn is_of_each(&self) -> bool {
+        self.config.each
+    }
+
     /// How far the journal was read.
     pub const fn cursor(&self) -> Option<&Cursor> {
         self.state.cursor.as_ref()
@@ -295,8 +247,27 @@ impl Book {
         self.changed = true;
     }
 
-    /// Counts a record. There must be [room](Self::has_room).
-    pub fn take(&mut self, seen: &Seen<'_>) {
+    /// Whether there is a series of this number, which [`take`](Self::take) says.
+    pub(super) fn holds(&self, series: u128) -> bool {
+        self.series.contains_key(&series)
+    }
+
+    /// So many more records of a series, the latest of then.
+    pub(super) fn add(&mut self, series: u128, records: u64, last: Timestamp) {
+        if let Some(series) = self.series.get_mut(&series) {
+            series.kept.count += records;
+            series.kept.last = series.kept.last.max(last);
+            self.changed = true;
+        }
+    }
+
+    /// How many series were closed.
+    pub(super) const fn closed(&self) -> u64 {
+        self.stats.closed
+    }
+
+    /// Counts a record; in which series. There must be [room](Self::has_room).
+    pub fn take(&mut self, seen: &Seen<'_>) -> u128 {
         self.changed = true;
         let audience: Cow<'_, str> = if seen.audience.len() <= LONGEST_AUDIENCE {
             Cow::Borrowed(&seen.audience)
@@ -307,17 +278,19 @@ impl Book {
         let seq = if self.config.each { seen.seq.to_string() } else { String::new() };
         let digest = self.digest(seen, &audience, &seq);
         if self.count(digest, seen) {
-            return;
+            return digest;
         }
         let pod = digest_of(&names(seen.pod.as_ref()));
         let of_pod = self.of_pod.get(&pod).copied().unwrap_or_default();
         if self.config.each || of_pod < self.config.most_of_pod {
-            return self.begin(digest, seen, &audience, pod);
+            self.begin(digest, seen, &audience, pod);
+            return digest;
         }
         let digest = self.digest(seen, OTHERS, &seq);
         if !self.count(digest, seen) {
             self.begin(digest, seen, OTHERS, pod);
         }
+        digest
     }
 
     fn digest(&self, seen: &Seen<'_>, audience: &str, seq: &str) -> u128 {

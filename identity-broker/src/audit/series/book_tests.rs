@@ -10,7 +10,7 @@ fn seen(seq: u64, pod: u32, audience: &str) -> Seen<'static> {
     let object = |name: String, uid: String| Object { namespace: "demo".into(), name: name.into(), uid: uid.into() };
     Seen {
         seq,
-        time: jiff::Timestamp::from_second(1_800_000_000 + i64::try_from(seq).unwrap()).unwrap(),
+        time: Timestamp::from_second(1_800_000_000 + i64::try_from(seq).unwrap()).unwrap(),
         event: EventReason::TokenIssued,
         reason: "issued".into(),
         detail: "".into(),

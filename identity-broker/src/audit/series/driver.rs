@@ -13,15 +13,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Book, Next, Outcome, Queue, State, StateError, StateFile, Stats, Write};
-use crate::audit::journal::{Item, Reader};
+use super::{Book, Next, Outcome, Queue, State, StateFile, Stats, Write, source::Source};
+use crate::audit::journal::Tally;
 
-/// Records that are read before anything else gets its turn.
-const BATCH: usize = 2048;
 /// Between two looks at a journal that grows, so that records come in batches.
 const GATHER: Duration = Duration::from_millis(200);
 /// Between two times that the state is kept, when nothing else asks for it.
 const KEEP: Duration = Duration::from_secs(5);
+/// After the shutdown has begun, what is being read or kept has so long: a disk that hangs must not hold the process up.
+const END: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
 /// The first pause after a failure; it grows up to [`LONGEST`].
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -45,6 +45,8 @@ pub enum Feed {
         written: watch::Receiver<u64>,
         /// In the directory of the journal.
         state: StateFile,
+        /// Spares reading what says the same as what was read. Of no use where each record has an Event.
+        tally: Arc<Tally>,
     },
     /// Memory: what is lost when the process ends is lost.
     Memory(Arc<Queue>),
@@ -107,7 +109,7 @@ pub async fn run<W: EventWriter>(
     shutdown: CancellationToken,
 ) {
     let origin = Instant::now();
-    let (mut source, kept) = Source::open(feed).await;
+    let Some((mut source, kept)) = in_time(Source::open(feed), &shutdown).await else { return };
     let mut book = start(kept);
     source.begin(&mut book);
     let writer = Arc::new(writer);
@@ -117,12 +119,14 @@ pub async fn run<W: EventWriter>(
     let mut more = true;
     loop {
         if more && Instant::now() >= read_at {
-            (book, more) = source.read(book).await;
+            let Some(read) = in_time(source.read(book), &shutdown).await else { return };
+            (book, more) = read;
             read_at = Instant::now() + if more { Duration::ZERO } else { GATHER };
         }
         let wake = match book.next(origin.elapsed()) {
             Next::Save => {
-                if !source.keep(&mut book).await {
+                let Some(is_kept) = in_time(source.keep(&mut book), &shutdown).await else { return };
+                if !is_kept {
                     // Nothing may be written before that.
                     tokio::select! {
                         () = tokio::time::sleep(KEEP) => {}
@@ -139,7 +143,9 @@ pub async fn run<W: EventWriter>(
             Next::Wait(until) => until.map(|until| origin + until),
         };
         if book.is_changed() && Instant::now() >= keep_at {
-            source.keep(&mut book).await;
+            if in_time(source.keep(&mut book), &shutdown).await.is_none() {
+                return;
+            }
             keep_at = Instant::now() + KEEP;
         }
         metrics.show(&book.stats(), source.unread(&book), source.lost());
@@ -180,7 +186,23 @@ pub async fn run<W: EventWriter>(
             () = sleep => {}
         }
     }
-    source.keep(&mut book).await;
+    in_time(source.keep(&mut book), &shutdown).await;
+}
+
+/// What the disk takes longer for than there is time after the shutdown is given up: what was kept last is right as well.
+async fn in_time<T>(work: impl Future<Output = T>, shutdown: &CancellationToken) -> Option<T> {
+    let end = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(END).await;
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = end => {
+            tracing::warn!("the disk of the audit journal does not answer: audit Events go on from what was kept last");
+            None
+        }
+    }
 }
 
 /// How long to wait in the end: what the server asked for, and longer after each failure.
@@ -198,173 +220,6 @@ fn pause(outcome: Outcome, failures: &mut u32) -> Outcome {
             *failures = 0;
             outcome
         }
-    }
-}
-
-enum Source {
-    Journal { reader: Option<Reader>, written: watch::Receiver<u64>, state: StateFile, failing: bool },
-    Memory(Arc<Queue>),
-}
-
-impl Source {
-    async fn open(feed: Feed) -> (Self, Option<State>) {
-        match feed {
-            Feed::Memory(queue) => (Self::Memory(queue), None),
-            Feed::Journal { written, state } => {
-                let loading = state.clone();
-                let (kept, why_not) = blocking(move || loading.load()).await;
-                if let Some(why) = why_not {
-                    tracing::warn!(
-                        file = %state.path().display(), why, "audit Events are counted anew from the files of the journal"
-                    );
-                }
-                let reader = Some(Reader::new(state.directory(), kept.as_ref().and_then(State::cursor).cloned()));
-                (Self::Journal { reader, written, state, failing: false }, kept)
-            }
-        }
-    }
-
-    fn begin(&self, book: &mut Book) {
-        if let Self::Memory(_) = self {
-            // Counts end with the process: the next one must not find these Events.
-            book.journal(&uuid::Uuid::new_v4().to_string());
-        }
-    }
-
-    /// Completes when there is more.
-    async fn more(&mut self) {
-        match self {
-            Self::Memory(queue) => queue.more().await,
-            Self::Journal { written, .. } => {
-                if written.changed().await.is_err() {
-                    // The journal is closed.
-                    std::future::pending::<()>().await;
-                }
-            }
-        }
-    }
-
-    /// Reads a batch; whether there is more.
-    async fn read(&mut self, mut book: Book) -> (Book, bool) {
-        match self {
-            Self::Memory(queue) => {
-                let more = queue.drain(&mut book, BATCH);
-                (book, more)
-            }
-            Self::Journal { reader, written, state, .. } => {
-                written.borrow_and_update();
-                let mut reads = reader.take().unwrap_or_else(|| Reader::new(state.directory(), book.cursor().cloned()));
-                let (back, book, result) = blocking(move || {
-                    let result = fold(&mut reads, &mut book);
-                    (reads, book, result)
-                })
-                .await;
-                match result {
-                    Ok(more) => {
-                        *reader = Some(back);
-                        (book, more)
-                    }
-                    Err(error) => {
-                        // Opened anew the next time something is written.
-                        tracing::warn!(%error, "the audit journal cannot be read for Events");
-                        (book, false)
-                    }
-                }
-            }
-        }
-    }
-
-    /// Keeps the state; whether it is kept.
-    async fn keep(&mut self, book: &mut Book) -> bool {
-        let Self::Journal { state: file, failing, .. } = self else {
-            book.saved();
-            return true;
-        };
-        let (state, saving) = (book.state(), file.clone());
-        let result: Result<(), StateError> = blocking(move || saving.save(&state)).await;
-        if let Err(error) = &result {
-            if !*failing {
-                tracing::warn!(%error, "what was counted for audit Events cannot be kept: after a restart it is counted again");
-            }
-        } else {
-            book.saved();
-        }
-        *failing = result.is_err();
-        result.is_ok()
-    }
-
-    fn unread(&self, book: &Book) -> u64 {
-        match self {
-            Self::Memory(queue) => queue.len() as u64,
-            Self::Journal { written, .. } => {
-                let read = book.cursor().map_or(0, |cursor| cursor.seq);
-                written.borrow().saturating_sub(read)
-            }
-        }
-    }
-
-    fn lost(&self) -> u64 {
-        match self {
-            Self::Memory(queue) => queue.lost(),
-            Self::Journal { .. } => 0,
-        }
-    }
-}
-
-/// What comes next in the journal into the book, as far as there is room; whether there is more.
-fn fold(reader: &mut Reader, book: &mut Book) -> std::io::Result<bool> {
-    let mut hash = None;
-    let mut more = true;
-    let mut any = false;
-    for _ in 0..BATCH {
-        if !book.has_room() {
-            more = false;
-            break;
-        }
-        if let Some(cursor) = reader.cursor() {
-            book.journal(&cursor.journal);
-        }
-        match reader.read()? {
-            None => {
-                more = false;
-                break;
-            }
-            Some(Item::Gap { from, to }) => {
-                let records = to - from + 1;
-                book.gap(records);
-                tracing::warn!(from, to, "records of the audit journal were gone before they were counted for Events");
-                hash = None;
-            }
-            Some(Item::Another) => {
-                tracing::warn!("another audit journal begins; audit Events are counted anew");
-                hash = None;
-            }
-            Some(Item::Record(line, text)) => {
-                hash = Some(line.hash);
-                let seen = (line.kind == "token").then(|| super::Seen::of_line(line.seq, text)).flatten();
-                if let Some(seen) = seen {
-                    book.take(&seen);
-                }
-            }
-        }
-        any = true;
-    }
-    if let Some(cursor) = reader.cursor()
-        && any
-    {
-        book.read(cursor, hash);
-    }
-    Ok(more)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends: nobody waits for this any more.
-            Err(_) => std::future::pending().await,
-        },
     }
 }
 

@@ -84,7 +84,11 @@ fn follow(
     api: &Api,
     config: Config,
 ) -> (tokio::task::JoinHandle<()>, CancellationToken, EventMetrics) {
-    let feed = Feed::Journal { written: journal.written(), state: StateFile::beside(journal.directory()) };
+    let feed = Feed::Journal {
+        written: journal.written(),
+        state: StateFile::beside(journal.directory()),
+        tally: journal.tally(),
+    };
     let (stop, metrics) = (CancellationToken::new(), EventMetrics::default());
     let running = run(feed, |kept| Book::new(config, kept), api.clone(), metrics.clone(), stop.clone());
     (tokio::spawn(running), stop, metrics)
@@ -185,4 +189,25 @@ async fn without_a_journal_what_has_no_room_is_counted() {
     stop.cancel();
     running.await.unwrap();
     assert_eq!(metrics.lost(), 7);
+}
+
+/// A file that nobody writes takes for ever to be opened, as a disk does that hangs.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "std makes no pipes with a name")]
+async fn a_disk_that_hangs_does_not_hold_up_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("journal-00000001.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (written, told) = watch::channel(1);
+    let tally = Arc::new(Tally::new("j", crate::audit::journal::chain::Head::default()));
+    let feed = Feed::Journal { written: told, state: StateFile::beside(directory.path()), tally };
+    let stop = CancellationToken::new();
+    let api = Api::default();
+    let running = tokio::spawn(run(feed, |kept| Book::new(config(), kept), api, EventMetrics::default(), stop.clone()));
+    tokio::task::yield_now().await;
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap();
+    // The thread that waits for it is let go.
+    std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    drop(written);
 }

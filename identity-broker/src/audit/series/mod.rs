@@ -30,15 +30,18 @@
 //! ```
 
 mod book;
+mod config;
 mod driver;
 mod event;
 #[cfg(test)]
 mod model;
 mod queue;
 mod seen;
+mod source;
 mod state;
 
-pub use book::{Book, Config, Next, Outcome, Stats, Write};
+pub use book::{Book, Next, Outcome, Stats, Write};
+pub use config::Config;
 pub use driver::{EventMetrics, EventWriter, Feed, run};
 pub use event::EventReason;
 pub use queue::Queue;
