@@ -195,6 +195,14 @@ impl Grants {
         }
     }
 
+    pub(super) fn clock_went_back(&mut self) {
+        self.ask_again = None;
+        for (key, entry) in &mut self.entries {
+            entry.retry_at = None;
+            self.dirty.insert(key.clone());
+        }
+    }
+
     fn schedule(&mut self, key: &ObjectKey, at: Option<Timestamp>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         if let Some(former) = std::mem::replace(&mut entry.due, at) {

@@ -17,6 +17,7 @@
 
 mod action;
 mod boxes;
+mod clock;
 mod credential;
 mod explain;
 mod grants;
@@ -110,6 +111,8 @@ pub struct Index {
     dirty: BTreeSet<ObjectKey>,
     /// Assignments to compare when a time comes.
     later: BTreeSet<(Timestamp, ObjectKey)>,
+    /// What it showed when something was last planned.
+    clock: Option<Timestamp>,
     holds: HashMap<ObjectKey, Hold>,
     statuses: StatusBook,
     boxes: Boxes,
@@ -179,6 +182,7 @@ impl Index {
             orphans: HashMap::new(),
             dirty: BTreeSet::new(),
             later: BTreeSet::new(),
+            clock: None,
             holds: HashMap::new(),
             boxes: Boxes::default(),
             grants: Grants::default(),

@@ -34,6 +34,7 @@ impl Index {
         if !self.is_synced() {
             return Vec::new();
         }
+        self.watch_clock(now);
         while let Some((due, _)) = self.later.first()
             && *due <= now
         {

@@ -53,6 +53,13 @@ impl StatusBook {
         self.entries.remove(target);
     }
 
+    pub(super) fn clock_went_back(&mut self, now: Timestamp) {
+        for entry in self.entries.values_mut() {
+            entry.retry_at = None;
+            entry.missing_since = entry.missing_since.map(|since| since.min(now));
+        }
+    }
+
     pub(super) fn forget_in_flight(&mut self) {
         for (target, entry) in &mut self.entries {
             if std::mem::take(&mut entry.in_flight) {

@@ -467,7 +467,10 @@ fn waiting(spec: &AzureIdentityGrantSpec, approvals: &Approvals<'_>) -> String {
         text = format!("{text} (by {})", names(spec, &approvals.by));
     }
     for (by, why) in &approvals.ignored {
-        text = format!("{text}; one by {by} does not count: {by} {why}");
+        text = match *by {
+            "" => format!("{text}; one names nobody"),
+            by => format!("{text}; one by {by} does not count: {by} {why}"),
+        };
     }
     text
 }

@@ -242,7 +242,7 @@ impl Dispatch {
             }
             Err(failure) => failure,
         };
-        if !failure.is_transient() && failure != Failure::Fenced {
+        if !failure.is_transient() && !matches!(failure, Failure::Fenced | Failure::Unrecorded(_)) {
             // An answer at all: the server is well.
             self.unwell = 0;
         }

@@ -437,5 +437,8 @@ mod grants;
 #[path = "grant_audit_tests.rs"]
 mod grant_audit;
 
+#[path = "bad_input_tests.rs"]
+mod bad_input;
+
 #[path = "telling_tests.rs"]
 mod telling;
