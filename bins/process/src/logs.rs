@@ -61,7 +61,8 @@ impl LogArgs {
     /// The last word on a target counts: no level silences the audit.
     fn directives(&self) -> String {
         // The kube client says each request at info and each failure that is ours to judge at error.
-        format!("kube=off,hyper_util=warn,{},audit=info", self.log_level)
+        // An answer that it cannot read it quotes, and that may be a Secret.
+        format!("kube=off,hyper_util=warn,{},kube_client::client=off,audit=info", self.log_level)
     }
 
     /// Makes this the log of the process, and `spans` what takes its spans. Once.
@@ -212,6 +213,17 @@ mod tests {
         assert_eq!(levels.directives(), args.directives(), "back where it was");
         let only_modules = LogArgs { log_format: Format::Text, log_level: "identity_broker=debug".to_owned() };
         assert_eq!(Levels::new(&only_modules).configured, LevelFilter::OFF);
+    }
+
+    #[test]
+    fn the_client_never_quotes_what_it_cannot_read() {
+        for level in ["trace", "trace,kube=trace", "kube_client=trace", "kube_client::client=warn"] {
+            let log = LogArgs { log_format: Format::Text, log_level: level.to_owned() };
+            let subscriber = fmt().with_env_filter(EnvFilter::new(log.directives())).with_writer(io::sink).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(!tracing::enabled!(target: "kube_client::client", tracing::Level::WARN), "{level}");
+            });
+        }
     }
 
     #[test]
