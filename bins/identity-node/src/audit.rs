@@ -30,6 +30,9 @@ pub(crate) enum ToLog {
     Auto,
     /// Beside the journal, too; the journal alone decides then whether a record was written
     Always,
+    /// Not even without a journal: tokens are handed out UNRECORDED. Only in a build for the benchmark of what the audit costs
+    #[cfg(feature = "unaudited")]
+    Never,
 }
 
 /// The record of each token and each denial.
@@ -72,6 +75,14 @@ pub(crate) struct AuditArgs {
         env = "ENTRA_POD_IDENTITY_AUDIT_SYNC_INTERVAL"
     )]
     audit_sync_interval: Duration,
+
+    /// Whether a request may write its own record when nobody else writes (on a runtime of several threads, and with a sync
+    /// interval). `false`: a thread of the journal writes all, which costs more, and a disk that hangs holds up no other thread
+    #[arg(
+        long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, requires = "audit_journal",
+        env = "ENTRA_POD_IDENTITY_AUDIT_INLINE"
+    )]
+    audit_inline: bool,
 
     /// Ed25519 private key (PEM) that signs checkpoints of the journal; read when the daemon starts
     #[arg(long, value_name = "FILE", requires = "audit_journal", env = "ENTRA_POD_IDENTITY_AUDIT_KEY_FILE")]
@@ -116,7 +127,15 @@ impl AuditArgs {
         if let Some(journal) = &journal {
             info!(directory = %journal.directory().display(), "audit journal");
         }
-        let to_log = journal.is_none() || self.audit_log == ToLog::Always;
+        let to_log = match self.audit_log {
+            ToLog::Auto => journal.is_none(),
+            ToLog::Always => true,
+            #[cfg(feature = "unaudited")]
+            ToLog::Never => false,
+        };
+        if journal.is_none() && !to_log {
+            error!("NO TOKEN IS RECORDED: this build is for a benchmark, and --audit-log=never says so");
+        }
         let policy = if journal.is_some() { Policy::BestEffort } else { Policy::Required };
         let sinks = FanOut::new((journal.clone(), Policy::Required), (to_log.then_some(log), policy));
         Ok((sinks, journal))
@@ -137,6 +156,7 @@ impl AuditArgs {
             sync_interval: self.audit_sync_interval,
             key: key.transpose()?,
             checkpoint_interval: self.audit_checkpoint_interval,
+            inline: self.audit_inline,
             ..JournalConfig::new(directory, node)
         }))
     }
@@ -277,7 +297,9 @@ mod tests {
             (&["--audit-sync-interval", "2m"], false),
             (&["--audit-sync-interval", "0s"], true),
             (&["--audit-checkpoint-interval", "500ms"], false),
-            (&["--audit-log", "never"], false),
+            (&["--audit-log", "never"], cfg!(feature = "unaudited")),
+            (&["--audit-inline", "false"], true),
+            (&["--audit-inline", "perhaps"], false),
         ] {
             assert_eq!(parse(&[&["--audit-journal", "d"], flags].concat()).is_ok(), good, "{flags:?}");
         }
