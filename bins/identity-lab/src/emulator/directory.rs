@@ -131,6 +131,16 @@ pub(super) struct Known {
     pub(super) issuers: Vec<Issuer>,
 }
 
+impl Directory {
+    /// Whether the emulators would take it.
+    ///
+    /// # Errors
+    /// The first thing in it that they would not.
+    pub fn check(&self) -> Result<(), Error> {
+        Known::new(self, "").map(drop)
+    }
+}
+
 impl Known {
     /// Parses and checks; `vm` is the resource id of the VM, which a system-assigned identity carries.
     pub(super) fn new(directory: &Directory, vm: &str) -> Result<Self, Error> {

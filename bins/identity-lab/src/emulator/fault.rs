@@ -291,7 +291,7 @@ where
                         };
                         return Ok(Answered { reply, fault: hung });
                     }
-                    Some((fault, Effect::Down)) => return Err(Dropped { fault }),
+                    Some((fault, Effect::Down)) => return Err(Dropped::Fault(fault)),
                     Some((fault, Effect::Status(status))) => {
                         return Ok(Answered { reply: saying(status, &call), fault: Some(fault) });
                     }
@@ -299,7 +299,7 @@ where
                         hung = Some(fault);
                         match tokio::time::timeout(LONGEST_HANG, faults.changed()).await {
                             Ok(Ok(())) => {}
-                            Ok(Err(_)) | Err(_) => return Err(Dropped { fault }),
+                            Ok(Err(_)) | Err(_) => return Err(Dropped::Fault(fault)),
                         }
                     }
                 }

@@ -100,6 +100,8 @@ pub(super) struct Reply {
     pub(super) body: Bytes,
     /// The service's own code of an error, for the request log.
     pub(super) error_code: Option<String>,
+    /// None of it is sent: the connection is closed.
+    pub(super) unsent: bool,
 }
 
 impl Reply {
@@ -109,6 +111,7 @@ impl Reply {
             headers: vec![(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"))],
             body: Bytes::from(body.to_string()),
             error_code: None,
+            unsent: false,
         }
     }
 
@@ -118,6 +121,7 @@ impl Reply {
             headers: vec![(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))],
             body: Bytes::from(body.to_owned()),
             error_code: None,
+            unsent: false,
         }
     }
 
@@ -129,6 +133,11 @@ impl Reply {
     pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    /// No answer, for a reason that the request log has: where Azure has nobody to answer.
+    pub(super) fn none(code: &str) -> Self {
+        Self { unsent: true, ..Self::text(StatusCode::OK, "").with_code(code) }
     }
 
     /// The real service does this and the emulator does not: said so that nobody mistakes it for an answer of Azure.
@@ -149,9 +158,13 @@ pub(super) struct Answered {
 
 /// The connection is closed without an answer.
 #[derive(Debug, thiserror::Error)]
-#[error("connection dropped by the fault {fault}")]
-pub(super) struct Dropped {
-    pub(super) fault: Fault,
+pub(super) enum Dropped {
+    /// By a fault.
+    #[error("connection dropped by the fault {0}")]
+    Fault(Fault),
+    /// There is nobody to answer: [`Reply::none`].
+    #[error("connection dropped: nobody answers here")]
+    Nobody,
 }
 
 /// A service behind its faults.
@@ -313,12 +326,17 @@ impl Front {
             None => stack.clone().oneshot(call).await,
         };
         match answered {
+            Ok(Answered { reply, fault }) if reply.unsent => {
+                open.close(0, reply.error_code, fault);
+                Err(Dropped::Nobody)
+            }
             Ok(Answered { reply, fault }) => {
                 open.close(reply.status.as_u16(), reply.error_code.clone(), fault);
                 Ok(respond(reply))
             }
             Err(dropped) => {
-                open.close(0, None, Some(dropped.fault));
+                let fault = if let Dropped::Fault(fault) = dropped { Some(fault) } else { None };
+                open.close(0, None, fault);
                 Err(dropped)
             }
         }

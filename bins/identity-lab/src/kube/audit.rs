@@ -1,5 +1,6 @@
 //! The API server's own record of who asked for what.
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 /// Logs every finished request with its metadata, no bodies.
@@ -27,6 +28,10 @@ pub struct AuditEvent {
     pub uri: String,
     /// The client's own `User-Agent`.
     pub user_agent: String,
+    /// When it reached the API server, by the API server's clock.
+    pub received: Timestamp,
+    /// When it was answered.
+    pub answered: Timestamp,
 }
 
 impl AuditEvent {
@@ -56,6 +61,8 @@ impl AuditEvent {
                 .unwrap_or(0),
             uri: text("/requestURI"),
             user_agent: text("/userAgent"),
+            received: text("/requestReceivedTimestamp").parse().ok()?,
+            answered: text("/stageTimestamp").parse().ok()?,
         })
     }
 }
@@ -67,10 +74,12 @@ mod tests {
     #[test]
     fn reads_a_line_of_the_log() {
         let line = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/apis/x","verb":"patch","user":{"username":"u"},
-            "userAgent":"t","objectRef":{"resource":"pods","namespace":"n","name":"p","subresource":"status"},"responseStatus":{"code":409}}"#;
+            "userAgent":"t","objectRef":{"resource":"pods","namespace":"n","name":"p","subresource":"status"},"responseStatus":{"code":409},
+            "requestReceivedTimestamp":"2026-11-24T08:00:00.000250Z","stageTimestamp":"2026-11-24T08:00:00.012500Z"}"#;
         let event = AuditEvent::parse(line).unwrap();
         assert!(event.is_write());
         assert_eq!((event.user.as_str(), event.code, event.subresource.as_str()), ("u", 409, "status"));
+        assert_eq!(event.answered.duration_since(event.received).as_micros(), 12_250);
         assert_eq!(AuditEvent::parse(&line.replace("ResponseComplete", "ResponseStarted")), None);
         assert_eq!(AuditEvent::parse("{half"), None);
     }

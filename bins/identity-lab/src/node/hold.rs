@@ -110,6 +110,8 @@ struct Lab {
     volume: Volume,
     world: World,
     seeded: String,
+    /// What could not be, and was said.
+    unseeded: Vec<String>,
     /// Names of vaults in hosts files.
     vaults: Vec<String>,
 }
@@ -166,6 +168,7 @@ impl Lab {
             clock,
             volume,
             seeded: String::new(),
+            unseeded: Vec::new(),
             vaults: Vec::new(),
             options,
         };
@@ -471,12 +474,13 @@ impl Lab {
     /// Seeds the emulators, when what they must know changed.
     async fn tell_azure(&mut self, objects: &[Value]) {
         let seed = tokio::task::block_in_place(|| seed::seed(objects, &self.overrides, &mut self.world));
+        for warning in seed.warnings.iter().filter(|warning| !self.unseeded.contains(warning)) {
+            tracing::warn!("not seeded: {warning}");
+        }
+        self.unseeded = seed.warnings;
         let text = serde_json::to_string(&seed.directory).unwrap_or_default();
         if text == self.seeded {
             return;
-        }
-        for warning in &seed.warnings {
-            tracing::warn!("not seeded: {warning}");
         }
         match azure::tell(&self.options.place, &seed.directory).await {
             Ok(()) => self.seeded = text,

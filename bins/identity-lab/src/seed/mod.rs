@@ -71,8 +71,12 @@ pub fn seed(objects: &[Value], overrides: &Overrides, world: &mut World) -> Seed
             seeder.secrets.insert((namespace(object).to_owned(), name.to_owned()), object);
         }
     }
-    // A tenant in which nothing is registered is still a tenant.
+    // A tenant in which nothing is registered is still a tenant, and manifests may call those of `lab.yaml` by their domains.
     seeder.tenant(seeder.tenant);
+    for tenant in &overrides.tenants {
+        let domains = &mut seeder.tenant(&tenant.id).domains;
+        domains.extend(tenant.domains.iter().cloned());
+    }
     for object in objects {
         if text(object, "/kind") == Some("AzureIdentity") {
             seeder.identity(object);
@@ -127,10 +131,11 @@ impl Seeder<'_> {
                     }
                     kind => self.credential(identity, kind),
                 };
-                let mut application = Application {
+                let bare = Application {
                     object_id: spec("objectID").filter(|object| is_guid(object)).map(str::to_owned),
                     ..Application::new(client)
                 };
+                let mut application = bare.clone();
                 match credential {
                     Ok(Credential::Secret(value)) => {
                         application.secrets.push(ClientSecret { value: value.into(), expires: None, since: None });
@@ -139,10 +144,16 @@ impl Seeder<'_> {
                     Ok(Credential::Federated(federated)) => application.federated_credentials = federated,
                     Err(why) => self.warn(&name, &format!("its application has no credential: {why}")),
                 }
+                // The emulators take all of it or nothing: what they would refuse must not keep others from being seeded.
+                if let Err(error) = alone(&application).check() {
+                    self.warn(&name, &format!("its application has no credential: {error}"));
+                    application = bare;
+                }
                 let more = identity.pointer("/spec/auxiliaryTenantIDs").and_then(Value::as_array).into_iter().flatten();
                 let tenants: Vec<String> = std::iter::once(tenant)
                     .chain(more.filter_map(Value::as_str))
                     .map(|tenant| tenant.trim().to_owned())
+                    .filter(|tenant| !tenant.is_empty())
                     .collect();
                 for tenant in tenants {
                     let applications = &mut self.tenant(&tenant).applications;
@@ -206,9 +217,12 @@ impl Seeder<'_> {
 
     /// The tenant that manifests call `name`: a GUID, or a domain of a tenant with a made-up id.
     fn tenant(&mut self, name: &str) -> &mut Tenant {
-        let id = if is_guid(name) { name.to_ascii_lowercase() } else { guid_for(name) };
+        let id = if is_guid(name) { name.to_ascii_lowercase() } else { guid_for(&name.to_ascii_lowercase()) };
         let tenants = &mut self.seed.directory.tenants;
-        let index = tenants.iter().position(|tenant| tenant.id.eq_ignore_ascii_case(&id)).unwrap_or_else(|| {
+        let is = |tenant: &Tenant| {
+            tenant.id.eq_ignore_ascii_case(&id) || tenant.domains.iter().any(|domain| domain.eq_ignore_ascii_case(name))
+        };
+        let index = tenants.iter().position(is).unwrap_or_else(|| {
             let domains = if is_guid(name) { Vec::new() } else { vec![name.to_owned()] };
             tenants.push(Tenant { id, domains, applications: Vec::new() });
             tenants.len() - 1
@@ -238,6 +252,9 @@ impl Seeder<'_> {
             };
             let value = String::from_utf8(value.clone())
                 .map_err(|_| format!("Secret {namespace}/{name}: the secret is not text"))?;
+            if value.trim().is_empty() {
+                return Err(format!("Secret {namespace}/{name}: the secret is empty"));
+            }
             return Ok(Credential::Secret(value));
         }
         let find = |wanted: &str| {
@@ -261,7 +278,6 @@ impl Seeder<'_> {
     fn overridden(mut self, overrides: &Overrides) -> Seed {
         for tenant in &overrides.tenants {
             let seeded = self.tenant(&tenant.id.clone());
-            seeded.domains.extend(tenant.domains.iter().cloned());
             for application in &tenant.applications {
                 seeded.applications.retain(|known| !known.client_id.eq_ignore_ascii_case(&application.client_id));
                 seeded.applications.push(application.clone());
@@ -288,6 +304,12 @@ impl Seeder<'_> {
         directory.unknown_resources.clone_from(&overrides.unknown_resources);
         self.seed
     }
+}
+
+/// A directory with nothing else in it.
+fn alone(application: &Application) -> Directory {
+    let tenant = Tenant { id: TENANT.to_owned(), domains: Vec::new(), applications: vec![application.clone()] };
+    Directory { tenants: vec![tenant], ..Directory::default() }
 }
 
 enum Credential {

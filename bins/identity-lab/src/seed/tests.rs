@@ -59,6 +59,8 @@ fn a_client_secret_is_found_as_the_product_must_find_it() {
         ("", "data: {a: aHVzaA==, b: eA==}", None),
         (", key: none", "stringData: {clientSecret: hush}", None),
         ("", "data: {clientSecret: '!'}", None),
+        ("", "stringData: {clientSecret: ''}", None),
+        ("", "data: {clientSecret: IAo=}", None),
     ] {
         let seed =
             seeded(&format!("{}kind: Secret\nmetadata: {{name: s, namespace: team}}\n{secret}\n", application(1, key)));
@@ -146,6 +148,48 @@ fn federation_trusts_the_node_or_the_pods() {
     let seed = seeded(&(many + &identity(", federated: {subject: Pod}")));
     assert_eq!(seed.directory.tenants[1].applications[0].federated_credentials.len(), MOST_FEDERATED);
     assert_eq!(seed.warnings.len(), 1, "{:?}", seed.warnings);
+}
+
+/// The emulators take a directory whole or not at all.
+#[test]
+fn what_one_identity_has_wrong_keeps_no_other_from_being_seeded() {
+    let good = application(1, "")
+        .replace("name: i,", "name: good,")
+        .replace("name: s}", "name: good}")
+        .replace(CLIENT, TENANT)
+        + "kind: Secret\nmetadata: {name: good, namespace: team}\nstringData: {a: hush}\n---\n";
+    let tenant = |name: &str, client: u8| {
+        format!(
+            "kind: AzureIdentity\nmetadata: {{name: t{client}, namespace: team}}\nspec: {{type: 3, clientID: {CLIENT}, tenantID: {name}, \
+             auxiliaryTenantIDs: ['', ' ']}}\n---\n"
+        )
+    };
+    for (bad, expected) in [
+        (
+            application(1, "") + "kind: Secret\nmetadata: {name: s, namespace: team}\nstringData: {a: ''}\n---\n",
+            "team/s: the secret is empty",
+        ),
+        (READER.to_owned() + &vaulted(1, "secretName: not_a_name"), "`not_a_name` is no name"),
+        (READER.to_owned() + &vaulted(2, "certificateName: 'a b'"), "`a b` is no name"),
+        (READER.to_owned() + &vaulted(1, "secretName: s").replace("Demo.vault", ".vault"), "is no vault's host"),
+        // One tenant, by whatever name.
+        (tenant("Contoso.example", 1) + &tenant("contoso.example", 2), ""),
+        (tenant("fabrikam.example", 1) + &tenant("FABRIKAM.example", 2), ""),
+    ] {
+        let overrides =
+            Overrides::parse("tenants: [{id: 99999999-9999-9999-9999-999999999999, domains: [fabrikam.example]}]\n")
+                .unwrap();
+        let seed = seed(&objects(&(bad.clone() + &good)), &overrides, &mut world());
+        seed.directory.check().unwrap_or_else(|error| panic!("{bad}: {error}"));
+        assert_eq!(seed.warnings.len(), usize::from(!expected.is_empty()), "{:?}", seed.warnings);
+        assert!(seed.warnings.iter().all(|warning| warning.contains(expected)), "{expected}: {:?}", seed.warnings);
+        let known = |id: &str| {
+            let mut all = seed.directory.tenants.iter().flat_map(|tenant| &tenant.applications);
+            all.find(|application| application.client_id == id).unwrap_or_else(|| panic!("{bad}: no {id}"))
+        };
+        assert_eq!(known(TENANT).secrets[0].value.expose(), "hush");
+        assert!(known(CLIENT).secrets.is_empty(), "registered, so that Entra's answer is about the credential");
+    }
 }
 
 const READER: &str =

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Credential, Seeder, namespace, text};
 use crate::emulator::{
-    credentials,
+    Directory, credentials,
     vaults::{
         Attributes, CertificateVersion, KeyFormat, Role, RoleAssignment, SecretVersion, Vault, VaultCertificate,
         VaultSecret,
@@ -70,6 +70,8 @@ impl Seeder<'_> {
         };
         let role = if is_certificate { Role::CertificateUser } else { Role::SecretsUser };
         vault.access.push(RoleAssignment { role, principal: reader });
+        let alone = Directory { vaults: vec![vault.clone()], ..Directory::default() };
+        alone.check().map_err(|error| format!("keyVault: {error}"))?;
         add(&mut self.seed.directory.vaults, vault);
         Ok(credential)
     }

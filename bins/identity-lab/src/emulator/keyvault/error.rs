@@ -13,6 +13,8 @@ pub(super) enum Refusal {
     Vault(VaultError),
     /// The real service offers this; the emulator does not.
     NotEmulated(String),
+    /// There is no such vault. In Azure its name does not resolve, so nobody answers: the connection is closed.
+    NoVault(String),
 }
 
 #[derive(Debug)]
@@ -104,6 +106,10 @@ impl Refusal {
     pub(super) fn reply(&self) -> Reply {
         let error = match self {
             Self::NotEmulated(what) => return Reply::not_emulated(ServiceName::KeyVault, what),
+            Self::NoVault(host) => {
+                tracing::warn!(host, "asked for a vault that there is not; in Azure its name would not resolve");
+                return Reply::none("no_vault");
+            }
             Self::Vault(error) => error,
         };
         let VaultError { status, code, message, inner, challenge } = error;

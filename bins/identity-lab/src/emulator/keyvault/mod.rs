@@ -1,7 +1,8 @@
 //! Key Vault: reading secrets and certificates, with the challenge that begins every conversation
 //! (<https://learn.microsoft.com/rest/api/keyvault/>).
 //!
-//! Every name that is not read here, listing and writing above all, is answered `501`.
+//! Every name that is not read here, listing and writing above all, is answered `501`. A vault that the directory does not have
+//! is not answered at all: in Azure its name does not resolve.
 
 mod access;
 mod error;
@@ -93,10 +94,7 @@ impl KeyVault {
     fn answer(&self, call: &Call) -> Result<Reply, Refusal> {
         let host = call.host_name();
         let known = self.shared.known();
-        let vault = known.vaults.get(&host).ok_or_else(|| {
-            // In Azure such a name does not even resolve.
-            Refusal::NotEmulated(format!("a vault that the lab's directory does not have: {host}"))
-        })?;
+        let vault = known.vaults.get(&host).ok_or(Refusal::NoVault(host))?;
         let caller = access::authenticate(vault, &self.shared.signer, call)?;
         api_version(call)?;
         let segments: Vec<&str> = call.path.split('/').skip(1).collect();

@@ -136,8 +136,21 @@ async fn whoever_has_no_right_is_refused_for_what_is_missing() {
         let answer = lab.vault(&format!("{path}?api-version=7.4"), Some(&token)).await;
         assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{path}");
     }
-    let other = lab.entra(Method::GET, SECRET_PATH, &[("host", "other.vault.azure.net")], "").await;
-    assert_eq!(other.status, StatusCode::NOT_IMPLEMENTED);
+}
+
+#[tokio::test]
+async fn a_vault_that_is_not_there_does_not_answer() {
+    let lab = Lab::start(vaults).await;
+    let token = format!("Bearer {}", lab.token_for("https://vault.azure.net").await);
+    for headers in
+        [&[("host", "other.vault.azure.net")][..], &[("host", "other.vault.azure.net"), ("authorization", &token)]]
+    {
+        let error = lab.try_entra(Method::GET, SECRET_PATH, headers, "").await.unwrap_err();
+        let last = lab.handle.requests().pop().unwrap();
+        assert_eq!((last.status, last.error_code.as_deref()), (0, Some("no_vault")), "{error}");
+    }
+    // Its neighbour does, and so does Entra.
+    assert_eq!(lab.vault(SECRET_PATH, None).await.status, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
