@@ -7,6 +7,7 @@ use std::{
 };
 
 use identity_broker::audit::series::EventReason;
+use identity_core::assign::ToldReason;
 use xtask::paths;
 
 /// Where reasons of Events come from: whatever is in two or more humps there is one, or is in [`NOT_REASONS`].
@@ -96,6 +97,7 @@ fn every_reason_is_in_the_reference() -> anyhow::Result<()> {
         assert!(words.remove(other), "{other} is not in the code any more");
     }
     words.extend(EventReason::ALL.iter().map(|reason| reason.as_str().to_owned()));
+    words.extend(ToldReason::ALL.iter().map(|reason| reason.as_str().to_owned()));
     let missing: Vec<_> = words.iter().filter(|word| !page.contains(&format!("`{word}`"))).collect();
     assert!(missing.is_empty(), "not in docs/audit-events.md: {missing:?}");
     Ok(())
