@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use identity_process::{LogArgs, ProbeArgs, SourceArgs, TraceArgs, UpstreamArgs, duration_within};
 
+use crate::audit::AuditArgs;
+
 /// Writes which pod may use which identity.
 ///
 /// Watches pods, AzureIdentity and AzureIdentityBinding, and keeps one AzureAssignedIdentity for each pod and binding that
@@ -66,6 +68,9 @@ pub(crate) struct Args {
         env = "ENTRA_POD_IDENTITY_CREDENTIAL_INTERVAL"
     )]
     credential_interval: Duration,
+
+    #[command(flatten)]
+    pub(crate) audit: AuditArgs,
 
     #[command(flatten)]
     pub(crate) probes: ProbeArgs<8080, 8888>,
@@ -143,6 +148,8 @@ mod tests {
             &["--log-level", "a=loud"],
             &["--credential-interval", "1s"],
             &["--vault-suffixes", "*"],
+            &["--audit-journal-keep", "3"],
+            &["--audit-on-failure", "perhaps"],
         ] {
             let error = Args::try_parse_from(["identity-controller"].iter().chain(flags)).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags:?}");

@@ -2,6 +2,7 @@
 //! work is [`identity_core::runtime::controller`].
 
 mod args;
+mod audit;
 mod checks;
 
 use std::{process::ExitCode, sync::Arc};
@@ -22,7 +23,8 @@ use identity_core::{
 use identity_process::{
     FollowedIdentities, FollowedSecrets, Missing, Probes, Pulse, RuntimeMetrics, Supervisor, SystemClock, Traces,
     VERSION,
-    metrics::controller_metrics, now, shutdown_on_signal,
+    metrics::{controller_metrics, export_audit},
+    now, shutdown_on_signal,
 };
 use jiff::SignedDuration;
 use prometheus_client::registry::Registry;
@@ -68,6 +70,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if args.unproven_grants {
         warn!("--unproven-grants: whoever may write an AzureIdentityGrant can ask and approve in any name");
     }
+    let audit = args.audit.open(&lease.holder).await?;
+    export_audit(&mut registry, audit::Told(audit.clone()));
     let identities = Identities::default();
     let credentials = credentials(&args, &source, &identities, observer.clone())?;
     let config = Config {
@@ -76,6 +80,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         health,
         credentials,
         identities: Some(identities),
+        audit: Some(audit.clone()),
         ..Config::new(lease, Arc::new(SystemClock))
     };
 
@@ -86,7 +91,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut parts = Supervisor::new(shutdown.clone(), pulse);
     parts.add("the probes", served);
     parts.add("the controller", async move { Ok(controller::run(config, source, shutdown).await?) });
-    parts.run().await
+    let result = parts.run().await;
+    audit.close().await;
+    result
 }
 
 /// How credentials are tried, where the operator wants that.

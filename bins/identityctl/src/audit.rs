@@ -1,5 +1,6 @@
 //! Reading an audit journal: is it whole, what does it say, what comes in.
 
+mod grant;
 mod show;
 mod tail;
 mod verify;

@@ -22,6 +22,7 @@
 mod clock;
 mod cores;
 mod duration;
+mod journal;
 mod logs;
 pub mod metrics;
 mod probe;
@@ -37,6 +38,7 @@ mod upstream;
 
 pub use clock::{SystemClock, now};
 pub use duration::duration_within;
+pub use journal::{AuditFailure, JournalArgs};
 pub use logs::{Format, LogArgs};
 pub use metrics::RuntimeMetrics;
 pub use probe::{Missing, ProbeArgs, Probes};

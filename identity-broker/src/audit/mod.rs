@@ -10,6 +10,7 @@
 //! [`series`] makes Kubernetes Events of what the journal holds.
 
 mod fan_out;
+pub mod grant;
 pub mod journal;
 pub mod json;
 mod log;
@@ -26,6 +27,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 pub use fan_out::{FanOut, Policy};
+pub use grant::{GrantRecord, GrantSink};
 pub use log::LogAudit;
 
 use crate::metrics::Reason;

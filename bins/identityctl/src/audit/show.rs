@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::Files;
+use super::{Files, grant};
 use crate::{
     args::{Filter, Show},
     table::{harmless, line, table},
@@ -105,7 +105,8 @@ impl<'a> Record<'a> {
         let pod = filter.pod.as_ref().is_none_or(|(namespace, name)| {
             self.get("pod_namespace") == Some(namespace.as_str()) && self.get("pod") == Some(name.as_str())
         });
-        (filter.all || self.get("kind") == Some("token"))
+        let pod = pod || self.is_grant() && filter.pod.as_ref().is_some_and(|pod| grant::is_for(&self.fields, pod));
+        (filter.all || self.get("kind") == Some("token") || self.is_grant())
             && pod
             && is("binding", &filter.binding)
             && is("identity", &filter.identity)
@@ -113,9 +114,16 @@ impl<'a> Record<'a> {
             && is("uti", &filter.uti)
     }
 
+    fn is_grant(&self) -> bool {
+        self.get("kind") == Some("grant")
+    }
+
     fn cells(&self) -> Vec<String> {
         let seq = self.fields.get("seq").map(ToString::to_string).unwrap_or_default();
         let get = |name: &str| harmless(self.get(name).unwrap_or("-"));
+        if self.is_grant() {
+            return grant::cells(&self.fields, seq);
+        }
         if self.get("kind") != Some("token") {
             // What the journal says about itself: its kind, and the rest as it stands.
             let known = ["seq", "time", "kind", "hash", "journal"];

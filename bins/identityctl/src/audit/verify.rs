@@ -80,7 +80,8 @@ fn in_words(report: &Report) -> String {
     row("node", &known(&report.node));
     row("files", &report.files.to_string());
     let (first, last) = (report.first_seq.unwrap_or_default(), report.last_seq.unwrap_or_default());
-    row("records", &format!("{} ({first} to {last}), {} of tokens", report.records, report.token_records));
+    let grants = if report.grant_records > 0 { format!(", {} of grants", report.grant_records) } else { String::new() };
+    row("records", &format!("{} ({first} to {last}), {} of tokens{grants}", report.records, report.token_records));
     if let Some(head) = report.head {
         row("head", &head.to_string());
     }
