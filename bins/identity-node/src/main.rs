@@ -213,6 +213,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
     });
+    if let Some(journal) = journal.clone() {
+        let stop = shutdown.clone();
+        // When its thread has panicked, every record is refused for ever: only a new process helps.
+        parts.add("the audit journal", async move {
+            stop.run_until_cancelled(journal.ended()).await;
+            Ok(())
+        });
+    }
     if let Some(counting) = counting {
         parts.add("audit events", async move {
             counting.await;
