@@ -36,7 +36,8 @@ impl Bearers for Giving {
             let number = self.asked.fetch_add(1, Ordering::SeqCst);
             self.underway.fetch_add(1, Ordering::SeqCst);
             let _underway = Underway(&self.underway);
-            self.permits.acquire().await.unwrap().forget();
+            let permit = tokio::time::timeout(Duration::from_mins(1), self.permits.acquire());
+            permit.await.expect("there is a permit for each token that should be asked for").unwrap().forget();
             if self.fails.load(Ordering::SeqCst) {
                 return Err(TokenError::Unavailable {
                     message: "down".to_owned(),

@@ -11,7 +11,7 @@ use std::{
 
 use nix::fcntl::OFlag;
 use secrecy::SecretString;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use zeroize::Zeroize as _;
 
 use super::{Assertion, AssertionError, assertion::MAX_TOKEN};
@@ -19,6 +19,8 @@ use crate::clock::Clock;
 
 /// The longest that the file is waited for.
 const LIMIT: Duration = Duration::from_secs(5);
+/// The most threads that read it at a time.
+const READINGS: usize = 2;
 
 /// A projected service account's token in a file (a `serviceAccountToken` volume), which the kubelet renews.
 ///
@@ -28,6 +30,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub struct TokenFile {
     path: PathBuf,
     clock: Arc<dyn Clock>,
+    readings: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for TokenFile {
@@ -39,15 +42,24 @@ impl std::fmt::Debug for TokenFile {
 impl TokenFile {
     /// The token at `path`. Nothing is read yet.
     pub fn new(path: impl Into<PathBuf>, clock: impl Clock) -> Self {
-        Self { path: path.into(), clock: Arc::new(clock) }
+        Self { path: path.into(), clock: Arc::new(clock), readings: Arc::new(Semaphore::new(READINGS)) }
     }
 
     /// The token as it is now, when it is for `audience` and not over. Answers within 5 seconds.
     pub async fn read(&self, audience: &str) -> Result<Assertion, AssertionError> {
         let path = self.path.display().to_string();
-        let file = self.path.clone();
-        // A file system may hang.
-        let read = timeout(LIMIT, tokio::task::spawn_blocking(move || read(&file))).await;
+        let (file, readings) = (self.path.clone(), Arc::clone(&self.readings));
+        // A file system may hang: then so many threads do, and no more.
+        let read = timeout(LIMIT, async {
+            let turn = readings.acquire_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let read = read(&file);
+                drop(turn);
+                read
+            })
+            .await
+        });
+        let read = read.await;
         let unreadable = |reason: String| AssertionError::Unreadable { path: path.clone(), reason };
         let token = match read {
             Ok(Ok(Ok(token))) => token,
@@ -118,6 +130,21 @@ mod tests {
         assert_eq!((first.subject(), first.token().expose_secret()), ("one", &*valid("one", NOW + 3600)));
         version("..2", "two");
         assert_eq!(file.read(AUDIENCE).await.unwrap().subject(), "two");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_system_that_hangs_takes_no_more_threads_than_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, valid("x", NOW + 3600)).unwrap();
+        let file = file(&path);
+        let hanging = Arc::clone(&file.readings).acquire_many_owned(2).await.unwrap();
+        let error = file.read(AUDIENCE).await.unwrap_err().to_string();
+        assert!(error.ends_with("cannot be read: no answer within 5 s"), "{error}");
+        drop(hanging);
+        for _ in 0..5 {
+            file.read(AUDIENCE).await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -194,7 +194,8 @@ fn failure<E: std::error::Error + 'static>(
             if let Some(skew) = skew {
                 description = format!("{description} ({})", clock(skew));
             }
-            let mut refusal = Refusal { error: RefusalKind::of(&answer.error), description, trace_id: answer.trace_id };
+            let trace_id = answer.trace_id.as_deref().map(|id| shown(id, 64));
+            let mut refusal = Refusal { error: RefusalKind::of(&answer.error), description, trace_id };
             let verdict = Verdict::new(code.or(Verdict::of(&refusal).code), refusal.error);
             if answer.error == "temporarily_unavailable" || verdict.cause == RefusalCause::Passing {
                 return transient(refusal.description, None);

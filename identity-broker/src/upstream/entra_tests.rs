@@ -48,3 +48,21 @@ fn a_clock_that_is_off_is_said_in_minutes() {
     assert_eq!(clock(SignedDuration::from_secs(-659)), "this node's clock is 11 minutes behind Entra's");
     assert_eq!(clock(SignedDuration::from_mins(20)), "this node's clock is 20 minutes ahead of Entra's");
 }
+
+#[test]
+fn what_entra_says_is_bounded() {
+    let answer = EntraError {
+        error: "invalid_client".to_owned(),
+        error_description: format!("AADSTS7000222: {}\nmore", "x".repeat(100_000)),
+        error_codes: vec![7_000_222],
+        trace_id: Some(format!("line\r\n{}", "y".repeat(100_000))),
+    };
+    let error = RequestTokenError::<std::io::Error, _>::ServerResponse(answer);
+    let secret = Credential::Secret(std::sync::Arc::new("s3cr3t-value".to_owned().into()));
+    let Failure::Credential { error: TokenError::Refused(refusal), spreads: false } = failure(error, &secret, None)
+    else {
+        panic!("a refusal");
+    };
+    assert_eq!(refusal.trace_id.unwrap(), format!("line{}", "y".repeat(60)));
+    assert_eq!(refusal.description.len(), 500);
+}
