@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{Subscriber, info};
+use tracing::{Dispatch, Subscriber, info};
 use tracing_subscriber::{
     EnvFilter, Layer, filter::LevelFilter, fmt, layer::SubscriberExt as _, registry::LookupSpan, reload,
     util::SubscriberInitExt as _,
@@ -67,18 +67,22 @@ impl LogArgs {
 
     /// Makes this the log of the process, and `spans` what takes its spans. Once.
     pub(crate) fn install(&self, spans: Option<SpanLayer>) -> Log {
+        let (dispatch, reload) = self.dispatch(spans);
+        dispatch.init();
+        Log { levels: Levels::new(self), reload }
+    }
+
+    fn dispatch(&self, spans: Option<SpanLayer>) -> (Dispatch, Reload) {
         let filter = EnvFilter::new(self.directives());
-        let reload: Reload = if let Some(spans) = spans {
+        if let Some(spans) = spans {
             // Each has its own filter: what is sent as a span does not depend on what is logged, nor the log on that.
             let (filter, handle) = reload::Layer::new(filter);
-            tracing_subscriber::registry().with(spans).with(self.lines().with_filter(filter)).init();
-            Box::new(move |filter| handle.reload(filter).is_ok())
-        } else {
-            let (filter, handle) = reload::Layer::new(filter);
-            tracing_subscriber::registry().with(filter).with(self.lines()).init();
-            Box::new(move |filter| handle.reload(filter).is_ok())
-        };
-        Log { levels: Levels::new(self), reload }
+            let both = tracing_subscriber::registry().with(spans).with(self.lines().with_filter(filter));
+            return (both.into(), Box::new(move |filter| handle.reload(filter).is_ok()));
+        }
+        let (filter, handle) = reload::Layer::new(filter);
+        let log = tracing_subscriber::registry().with(filter).with(self.lines());
+        (log.into(), Box::new(move |filter| handle.reload(filter).is_ok()))
     }
 
     /// What writes lines.
@@ -222,6 +226,33 @@ mod tests {
             let subscriber = fmt().with_env_filter(EnvFilter::new(log.directives())).with_writer(io::sink).finish();
             tracing::subscriber::with_default(subscriber, || {
                 assert!(!tracing::enabled!(target: "kube_client::client", tracing::Level::WARN), "{level}");
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_logged_and_which_spans_are_taken_are_apart() {
+        use tracing::Level;
+
+        let log = LogArgs { log_format: Format::Json, log_level: "info".to_owned() };
+        let spans = || -> SpanLayer {
+            let broker = tracing_subscriber::filter::FilterFn::new(|metadata| {
+                metadata.is_span() && metadata.target() == "identity_broker"
+            });
+            fmt::layer().with_writer(io::sink).with_filter(broker).boxed()
+        };
+        for (spans, taken) in [(None, false), (Some(spans()), true)] {
+            let (dispatch, reload) = log.dispatch(spans);
+            tracing::dispatcher::with_default(&dispatch, || {
+                let span = || tracing::debug_span!(target: "identity_broker", "request").is_disabled();
+                let line = || tracing::event_enabled!(target: "identity_broker", Level::DEBUG);
+                let other = || tracing::debug_span!(target: "other", "span").is_disabled();
+                assert_eq!((span(), line(), other()), (!taken, false, true), "at info");
+                assert!(reload(EnvFilter::new("debug")));
+                assert_eq!((span(), line(), other()), (false, true, false), "at debug");
+                assert!(reload(EnvFilter::new("off,audit=info")));
+                assert_eq!((span(), line(), other()), (!taken, false, true), "at off");
+                assert!(tracing::event_enabled!(target: "audit", Level::INFO));
             });
         }
     }

@@ -12,27 +12,32 @@ use super::{post::Headers, sampler::Sampler};
 pub(super) struct OtlpArgs {
     /// Send the spans of requests to this collector: http(s)://HOST[:PORT][/PATH], to which /v1/traces is added. Off by
     /// default
-    #[arg(long, value_name = "URL", value_parser = endpoint, env = "ENTRA_POD_IDENTITY_OTLP_ENDPOINT")]
-    otlp_endpoint: Option<Uri>,
+    #[arg(long = "otlp-endpoint", value_name = "URL", value_parser = endpoint, env = "ENTRA_POD_IDENTITY_OTLP_ENDPOINT")]
+    endpoint: Option<Uri>,
 
     /// Headers for the collector, such as its key: one `Name: value` in each line. Read again for each batch; only with https,
     /// or to this host itself
-    #[arg(long, value_name = "FILE", requires = "otlp_endpoint", env = "ENTRA_POD_IDENTITY_OTLP_HEADERS_FILE")]
-    otlp_headers_file: Option<PathBuf>,
+    #[arg(
+        long = "otlp-headers-file",
+        value_name = "FILE",
+        requires = "endpoint",
+        env = "ENTRA_POD_IDENTITY_OTLP_HEADERS_FILE"
+    )]
+    headers_file: Option<PathBuf>,
 
     /// Which part of all requests has its spans sent, from 0 to 1; what a pod sends along counts for nothing here
     #[arg(
-        long, value_name = "RATIO", default_value_t = 1.0, value_parser = ratio,
+        long = "otlp-sample-ratio", value_name = "RATIO", default_value_t = 1.0, value_parser = ratio,
         env = "ENTRA_POD_IDENTITY_OTLP_SAMPLE_RATIO"
     )]
-    otlp_sample_ratio: f64,
+    sample_ratio: f64,
 
     /// The most traces in a second (1 to 1000), whatever the ratio; one address has at most a quarter of them
     #[arg(
-        long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000),
+        long = "otlp-traces-per-second", value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000),
         env = "ENTRA_POD_IDENTITY_OTLP_TRACES_PER_SECOND"
     )]
-    otlp_traces_per_second: u32,
+    traces_per_second: u32,
 }
 
 /// Where to, and as whom.
@@ -44,12 +49,12 @@ pub(super) struct Target {
 
 impl OtlpArgs {
     pub(super) fn target(&self) -> Option<Target> {
-        let headers = self.otlp_headers_file.clone().map(Headers::new);
-        Some(Target { endpoint: self.otlp_endpoint.clone()?, headers })
+        let headers = self.headers_file.clone().map(Headers::new);
+        Some(Target { endpoint: self.endpoint.clone()?, headers })
     }
 
     pub(super) fn sampler(&self) -> Sampler {
-        Sampler::new(self.otlp_sample_ratio, self.otlp_traces_per_second)
+        Sampler::new(self.sample_ratio, self.traces_per_second)
     }
 }
 

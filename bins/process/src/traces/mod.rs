@@ -13,7 +13,8 @@ mod post;
 mod sampler;
 #[cfg(feature = "otlp")]
 mod shape;
-#[cfg(all(test, feature = "otlp"))]
+#[cfg(feature = "otlp")]
+#[cfg(test)]
 mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,7 +101,10 @@ impl Traces {
     }
 
     /// Begins to send what is taken. In a runtime.
-    #[cfg_attr(not(feature = "otlp"), expect(clippy::unused_self, reason = "there is something with the feature"))]
+    #[cfg_attr(
+        not(feature = "otlp"),
+        expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "there is something with the feature")
+    )]
     pub(crate) fn start(self) -> anyhow::Result<Sending> {
         Ok(Sending {
             #[cfg(feature = "otlp")]

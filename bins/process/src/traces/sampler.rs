@@ -74,13 +74,12 @@ impl ShouldSample for Sampler {
     ) -> SamplingResult {
         let parent = parent.map(|context| context.span().span_context().clone());
         let own = parent.filter(|parent| parent.is_valid() && !parent.is_remote());
-        let keep = match own {
-            Some(parent) => parent.is_sampled(),
-            None => {
-                let peer = attributes.iter().find(|attribute| attribute.key.as_str() == PEER);
-                let peer = peer.map(|attribute| attribute.value.as_str().into_owned()).unwrap_or_default();
-                self.keep(peer.rsplit_once(':').map_or("", |(address, _port)| address))
-            }
+        let keep = if let Some(parent) = own {
+            parent.is_sampled()
+        } else {
+            let peer = attributes.iter().find(|attribute| attribute.key.as_str() == PEER);
+            let peer = peer.map(|attribute| attribute.value.as_str().into_owned()).unwrap_or_default();
+            self.keep(peer.rsplit_once(':').map_or("", |(address, _port)| address))
         };
         let decision = if keep { SamplingDecision::RecordAndSample } else { SamplingDecision::Drop };
         SamplingResult { decision, attributes: Vec::new(), trace_state: TraceState::NONE }

@@ -252,7 +252,7 @@ async fn ask(broker: &Brokered, query: &str, headers: &[(&str, &str)]) -> Status
 }
 
 fn hex(id: &[u8]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
+    id.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn attributes(of: &[KeyValue]) -> HashMap<&str, String> {
@@ -364,9 +364,9 @@ async fn a_request_is_a_trace_from_its_traceparent_to_upstream() {
     assert!(held.parent_span_id.is_empty());
     has(held, &[("aadpodidentity.reason", "unknown_address")]);
     assert_eq!(held.status.as_ref().unwrap().code, SpanStatus::Error as i32);
-    let hold = child(held, "hold");
-    has(hold, &[("aadpodidentity.waiting_for", "address")]);
-    assert!(hold.end_time_unix_nano - hold.start_time_unix_nano >= 150_000_000, "{hold:?}");
+    let waiting = child(held, "hold");
+    has(waiting, &[("aadpodidentity.waiting_for", "address")]);
+    assert!(waiting.end_time_unix_nano - waiting.start_time_unix_nano >= 150_000_000, "{waiting:?}");
 
     // Neither what was given nor what was sent along is anywhere in it, nor anything else a pod chose freely.
     let text = String::from_utf8_lossy(&bytes);
