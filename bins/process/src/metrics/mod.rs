@@ -70,7 +70,7 @@ pub fn controller_metrics(registry: &mut Registry, compat: bool) -> Arc<RuntimeM
 /// Before the names that the predecessor had.
 pub const COMPAT_PREFIX: &str = "aadpodidentity";
 
-/// Exports how the audit of a node fares.
+/// Exports how the audit of a node or a controller fares.
 pub fn export_audit(registry: &mut Registry, journalled: impl Journalled) {
     audit::export(registry.sub_registry_with_prefix(PREFIX), journalled);
 }
@@ -93,6 +93,7 @@ pub fn controller_sample(compat: bool) -> Registry {
     let mut registry = Registry::default();
     let metrics = controller_metrics(&mut registry, compat);
     metrics.credential(&ObjectKey::new("ns", "id"), Some(true), Some(Timestamp::UNIX_EPOCH));
+    export_audit(&mut registry, Sample);
     registry
 }
 
