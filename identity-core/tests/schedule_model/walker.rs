@@ -54,24 +54,24 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (yoe + era * 400 + i64::from(month <= 2), month, day)
 }
 
-/// What a walk over a window needs at every step, worked out once.
+/// What a walk over a window needs at every step, worked out once: there are many of them, and this is not optimised.
 struct Marks {
     seconds: [bool; 60],
-    minutes: [bool; 60],
-    hours: [bool; 24],
+    /// Of a day.
+    minutes: Vec<bool>,
 }
 
 impl Window<'_> {
     fn marks(&self) -> Marks {
-        let mut marks = Marks { seconds: [false; 60], minutes: [false; 60], hours: [false; 24] };
-        for value in &self.fields[0].values {
+        let [second, minute, hour, ..] = &self.fields;
+        let mut marks = Marks { seconds: [false; 60], minutes: vec![false; 24 * 60] };
+        for value in &second.values {
             marks.seconds[usize::try_from(*value).unwrap()] = true;
         }
-        for value in &self.fields[1].values {
-            marks.minutes[usize::try_from(*value).unwrap()] = true;
-        }
-        for value in &self.fields[2].values {
-            marks.hours[usize::try_from(*value).unwrap()] = true;
+        for hour in &hour.values {
+            for minute in &minute.values {
+                marks.minutes[usize::try_from(hour * 60 + minute).unwrap()] = true;
+            }
         }
         marks
     }
@@ -102,26 +102,31 @@ impl Window<'_> {
         let mut now = from - (self.duration + 26 * 3600) / step * step - step;
         let offsets = &self.clock.offsets;
         let mut place = offsets.partition_point(|(at, _)| *at <= now) - 1;
-        let mut shown = i64::MIN;
+        let change_after = |place: usize| offsets.get(place + 1).map_or(i64::MAX, |(at, _)| *at);
+        let mut change = change_after(place);
+        // What the clock has shown last: the day, and how many steps of it.
+        let mut shown = now + offsets[place].1 - step;
+        let (in_a_minute, in_a_day) = (usize::try_from(60 / step).unwrap(), usize::try_from(DAY / step).unwrap());
+        let mut day = shown.div_euclid(DAY);
+        let mut steps = usize::try_from(shown.rem_euclid(DAY) / step).unwrap();
+        let mut is_day = self.is_day(day);
         let mut until = i64::MIN;
         let mut open = Vec::with_capacity(usize::try_from((to - from) / step + 1).unwrap());
         while now < to {
-            while place + 1 < offsets.len() && offsets[place + 1].0 <= now {
+            while change <= now {
                 place += 1;
+                change = change_after(place);
             }
             let local = now + offsets[place].1;
-            if shown == i64::MIN {
-                shown = local - step;
-            }
             // What the clock has not shown before: one step, or all that it has just skipped.
             while shown < local {
                 shown += step;
-                let of_day = shown.rem_euclid(DAY);
-                let hit = marks.minutes[usize::try_from(of_day / 60 % 60).unwrap()]
-                    && marks.hours[usize::try_from(of_day / 3600).unwrap()]
-                    && marks.seconds[usize::try_from(of_day % 60).unwrap()]
-                    && self.is_day(shown.div_euclid(DAY));
-                if hit {
+                steps += 1;
+                if steps == in_a_day {
+                    (steps, day) = (0, day + 1);
+                    is_day = self.is_day(day);
+                }
+                if is_day && marks.minutes[steps / in_a_minute] && marks.seconds[steps % in_a_minute] {
                     until = until.max(now + self.duration);
                 }
             }
