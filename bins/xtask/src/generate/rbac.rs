@@ -68,7 +68,9 @@ pub(super) fn controller() -> anyhow::Result<String> {
         CONTROLLER,
         vec![
             rule("", &["pods"], &[], &FOLLOW),
-            rule(group, &["azureidentities", "azureidentitybindings", "azureidentitygrants"], &[], &FOLLOW),
+            rule(group, &["azureidentities", "azureidentitygrants"], &[], &FOLLOW),
+            // get: what is final for a grant is not left to a watch that may be late.
+            rule(group, &["azureidentitybindings"], &[], &READ),
             rule(
                 group,
                 &["azureidentities/status", "azureidentitybindings/status", "azureidentitygrants/status"],
