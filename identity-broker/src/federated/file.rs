@@ -168,6 +168,8 @@ mod tests {
         fs::remove_file(&path).unwrap();
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         said.push(shown(file(&path).read(AUDIENCE).await.unwrap_err()));
+        // Lets a thread go that waits for somebody to write, so that this fails rather than hangs.
+        drop(OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path));
         fs::remove_file(&path).unwrap();
         // Has no end.
         symlink("/dev/zero", &path).unwrap();
