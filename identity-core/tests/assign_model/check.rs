@@ -38,7 +38,9 @@ impl World {
                     _ => false,
                 };
                 let same_namespace = pod_key.namespace == binding_key.namespace;
+                let (pin, has) = (binding.spec.client_id.clone(), spec.client_id.clone().unwrap_or_default());
                 if usable
+                    && pin.is_none_or(|pin| pin.to_lowercase() == has.to_lowercase())
                     && (same_namespace || (wide && !namespaced))
                     && naive_selects(&binding.spec, pod)
                     && pod.node.is_some()

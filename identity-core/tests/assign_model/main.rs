@@ -53,6 +53,8 @@ struct World {
     disturbed: BTreeSet<ObjectKey>,
     /// Until when what failed is held back.
     failed: BTreeMap<ObjectKey, Timestamp>,
+    /// Grants among those that may be tried again at once: something was heard of bindings, perhaps of theirs.
+    reconsidered: BTreeSet<ObjectKey>,
     /// Since when what was refused waits for news of the object, and of which objects there were news since the plan.
     refused: BTreeMap<ObjectKey, Timestamp>,
     news: BTreeSet<ObjectKey>,
@@ -105,6 +107,7 @@ impl World {
             flying: Vec::new(),
             disturbed: BTreeSet::new(),
             failed: BTreeMap::new(),
+            reconsidered: BTreeSet::new(),
             refused: BTreeMap::new(),
             news: BTreeSet::new(),
             writes: 0,
@@ -175,9 +178,11 @@ impl World {
             Event::Binding(object) => {
                 let key = key(object.metadata.namespace.as_ref().unwrap(), object.metadata.name.as_ref().unwrap());
                 self.told_bindings.insert(key, (**object).clone());
+                self.reconsider_grants();
             }
             Event::BindingDeleted(key) => {
                 self.told_bindings.remove(key);
+                self.reconsider_grants();
             }
             Event::Assigned(object) => self.hear_of(assigned_key(object)),
             Event::AssignedDeleted { key, .. } => self.hear_of(key.clone()),
@@ -188,6 +193,10 @@ impl World {
             | Event::Relist(_) => {}
         }
         self.index.apply(event);
+    }
+
+    fn reconsider_grants(&mut self) {
+        self.reconsidered.extend(self.failed.keys().filter(|key| key.name.starts_with("grant-")).cloned());
     }
 
     fn hear_of(&mut self, key: ObjectKey) {
@@ -208,6 +217,7 @@ impl World {
             }
             2 => {
                 self.told_bindings = self.bindings.clone();
+                self.reconsider_grants();
                 Relist::Bindings(self.bindings.values().cloned().collect())
             }
             4 => self.list_grants(),
@@ -229,7 +239,8 @@ impl World {
             let key = target(&action);
             assert!(self.flying.iter().all(|a| target(a) != key), "{key} is under way twice");
             let retry_at = self.failed.remove(&key).unwrap_or(self.now);
-            assert!(self.now >= retry_at, "{key} failed and is held back until {retry_at}");
+            let at_once = self.reconsidered.remove(&key);
+            assert!(at_once || self.now >= retry_at, "{key} failed and is held back until {retry_at}");
             if let Some(since) = self.refused.remove(&key) {
                 let waited = self.now.duration_since(since);
                 assert!(
@@ -250,6 +261,7 @@ impl World {
         let failed = Outcome::Failed { retry_at };
         if fate <= 1 {
             self.failed.insert(key.clone(), retry_at);
+            self.reconsidered.remove(&key);
         }
         if fate == 0 {
             return self.index.done(action, failed);

@@ -60,11 +60,11 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
             }),
         2 => i().prop_map(Op::RecreatePod),
         2 => i().prop_map(Op::DeletePod),
-        5 => (i(), 0..6u8).prop_map(|(i, form)| Op::PutIdentity { i, form }),
+        5 => (i(), 0..8u8).prop_map(|(i, form)| Op::PutIdentity { i, form }),
         2 => (i(), any::<bool>()).prop_map(|(i, namespaced)| Op::TouchIdentity { i, namespaced }),
         1 => i().prop_map(Op::RecreateIdentity),
         1 => i().prop_map(Op::DeleteIdentity),
-        6 => (i(), i(), 0..6u8, 0..3i32).prop_map(|(i, identity, form, weight)| {
+        6 => (i(), i(), 0..8u8, 0..3i32).prop_map(|(i, identity, form, weight)| {
             Op::PutBinding { i, identity, form, weight }
         }),
         1 => i().prop_map(Op::TouchBinding),
@@ -132,7 +132,7 @@ impl World {
                 let uid =
                     old.as_ref().map_or_else(|| format!("identity-{serial}"), |o| o.metadata.uid.clone().unwrap());
                 let mut object = match form {
-                    0 | 1 => managed_identity(&name.namespace, &name.name, &uid),
+                    0 | 1 | 6 | 7 => managed_identity(&name.namespace, &name.name, &uid),
                     _ => service_principal(&name.namespace, &name.name, &uid),
                 };
                 match form {
@@ -140,6 +140,8 @@ impl World {
                     3 => object.spec.tenant_id = None,
                     4 => object.spec.client_password.as_mut().unwrap().namespace = Some("elsewhere".into()),
                     5 => object.spec.type_ = Some(9),
+                    6 => object.spec.client_id = None,
+                    7 => object.spec.client_id = Some("client-X".into()),
                     _ => {}
                 }
                 if let Some(old) = old {
@@ -190,6 +192,8 @@ impl World {
                         spec.service_accounts = Some(vec!["builder".into(), "x".into()]);
                     }
                     4 => spec.azure_identity = None,
+                    6 => spec.client_id = Some("CLIENT-x".into()),
+                    7 => spec.client_id = Some("client-y".into()),
                     _ => spec.service_accounts = Some(vec!["default".into()]),
                 }
                 if let Some(old) = old {
