@@ -7,7 +7,7 @@ use jiff::{SignedDuration, civil::Date};
 
 use crate::azure::Azure;
 
-/// A node without a cluster: emulators of Entra and IMDS, pods in network namespaces, and the product's two binaries between them.
+/// A node without a cluster: emulators of Entra, IMDS and Key Vault, pods in network namespaces, and the two binaries between them.
 #[derive(Debug, Parser)]
 #[command(name = "identity-lab", version, propagate_version = true)]
 pub(crate) struct Cli {

@@ -1,6 +1,6 @@
 //! Stand-ins for what lives in Azure, and a node without a cluster: the parts of `identity-lab`, also used by tests and benchmarks.
 //!
-//! * [`emulator`]: Entra and the instance metadata service
+//! * [`emulator`]: Entra, Key Vault and the instance metadata service
 //! * [`kube`]: a real control plane on loopback
 //! * [`node`]: the node, its pods in network namespaces, and the process that holds them
 //! * [`seed`]: what the emulators must know for a set of manifests to work

@@ -21,6 +21,7 @@ const CHECKS: &[Check] = &[
     ("hygiene", hygiene::check),
     ("links", links::check),
     ("lints", lints),
+    ("lints without features", lints_without_features),
     ("licences and bans", licences),
     ("generated files", current),
     ("documentation", documentation),
@@ -73,6 +74,20 @@ fn lints() -> anyhow::Result<()> {
     clippy().args(["--all-targets", "--", "-D", "warnings"]).run()?;
     // The tiers that plain `cargo test` leaves out (`test = false`) are left out by --all-targets as well.
     clippy().args(["--test", "*", "--", "-D", "warnings"]).run()
+}
+
+/// In the workspace as a whole every feature is on that any member asks for. Alone, these have fewer.
+fn lints_without_features() -> anyhow::Result<()> {
+    for words in [
+        // The engine, without the Kubernetes glue.
+        &["-p", "identity-core", "--lib"][..],
+        // The daemons, without traces.
+        &["-p", "identity-node", "-p", "identity-controller", "--no-default-features", "--all-targets"],
+    ] {
+        let clippy = Cmd::cargo().args(["clippy", "--quiet", "--locked", "--keep-going"]).args(words);
+        clippy.args(["--", "-D", "warnings"]).run()?;
+    }
+    Ok(())
 }
 
 /// Advisories are left out: they need a database that is no package of a registry.
