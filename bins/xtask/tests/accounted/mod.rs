@@ -1,6 +1,8 @@
 //! What the tests of the audit on a real API server share: pods that say what they were given, the lab's daemon, and the journal,
 //! read by nothing of the product's.
 
+#![allow(dead_code, reason = "each target uses a part of it")]
+
 use std::{
     collections::BTreeMap,
     io::Read as _,
@@ -58,19 +60,19 @@ json.dump(seen, sys.stdout)
 /// What a pod saw.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Seen {
-    pub received: u64,
+pub(crate) struct Seen {
+    pub(crate) received: u64,
     /// Requests that were sent, and had no answer.
-    pub unanswered: u64,
-    pub not_reached: u64,
-    pub refused: u64,
-    pub clients: Vec<String>,
+    pub(crate) unanswered: u64,
+    pub(crate) not_reached: u64,
+    pub(crate) refused: u64,
+    pub(crate) clients: Vec<String>,
     /// How often it was given each token, by the claim `uti`.
-    pub tokens: BTreeMap<String, u64>,
+    pub(crate) tokens: BTreeMap<String, u64>,
 }
 
 /// Binaries of the control plane.
-pub fn assets() -> anyhow::Result<PathBuf> {
+pub(crate) fn assets() -> anyhow::Result<PathBuf> {
     match paths::variable("KUBEBUILDER_ASSETS") {
         Some(assets) => Ok(PathBuf::from(assets)),
         None => setup::kube::assets(),
@@ -78,18 +80,18 @@ pub fn assets() -> anyhow::Result<PathBuf> {
 }
 
 /// Where the journal of a lab is: beside its manifests.
-pub fn journal(manifests: &Path) -> PathBuf {
+pub(crate) fn journal(manifests: &Path) -> PathBuf {
     manifests.with_file_name("audit")
 }
 
 /// kubectl's answer, as the administrator of a lab's cluster.
-pub fn kubectl(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn kubectl(lab: &Lab, words: &[&str]) -> anyhow::Result<String> {
     Cmd::new(assets()?.join("kubectl")).arg("--kubeconfig").arg(lab.kubeconfig()?).args(words).text()
 }
 
 /// `pods` pods of namespace `demo`, `pod-0`, `pod-1`, …, each of which has the binding `b-<number of the pod % bindings>`, and
 /// these with their identities.
-pub fn manifests(directory: &Path, pods: usize, bindings: usize) -> anyhow::Result<()> {
+pub(crate) fn manifests(directory: &Path, pods: usize, bindings: usize) -> anyhow::Result<()> {
     use std::fmt::Write as _;
     let mut text = String::new();
     for binding in 0..bindings {
@@ -118,7 +120,7 @@ pub fn manifests(directory: &Path, pods: usize, bindings: usize) -> anyhow::Resu
 }
 
 /// Starts all pods.
-pub fn start(lab: &Lab, pods: usize, tokens: u64, a_second: u64) -> anyhow::Result<Vec<(String, Child)>> {
+pub(crate) fn start(lab: &Lab, pods: usize, tokens: u64, a_second: u64) -> anyhow::Result<Vec<(String, Child)>> {
     let arguments = [tokens.to_string(), a_second.to_string()];
     let mut children = Vec::new();
     for number in 0..pods {
@@ -129,7 +131,7 @@ pub fn start(lab: &Lab, pods: usize, tokens: u64, a_second: u64) -> anyhow::Resu
 }
 
 /// Waits until all pods have what they want.
-pub fn finish(pods: Vec<(String, Child)>, limit: Duration) -> anyhow::Result<BTreeMap<String, Seen>> {
+pub(crate) fn finish(pods: Vec<(String, Child)>, limit: Duration) -> anyhow::Result<BTreeMap<String, Seen>> {
     let watch = clock::Stopwatch::start();
     let mut all = BTreeMap::new();
     let mut late = Vec::new();
@@ -150,7 +152,7 @@ pub fn finish(pods: Vec<(String, Child)>, limit: Duration) -> anyhow::Result<BTr
 }
 
 /// The daemon that the lab has started, and how.
-pub struct Daemon {
+pub(crate) struct Daemon {
     pid: String,
     line: Vec<String>,
     environment: Vec<String>,
@@ -160,7 +162,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Of a lab that is up.
-    pub fn of_lab(lab: &Lab) -> anyhow::Result<Self> {
+    pub(crate) fn of_lab(lab: &Lab) -> anyhow::Result<Self> {
         let record: Value =
             serde_json::from_str(&files::read(&lab.run_dir().join("lab.json"))?).context("lab.json is no JSON")?;
         let pid = |name: &str| {
@@ -177,12 +179,12 @@ impl Daemon {
     }
 
     /// With SIGKILL.
-    pub fn kill(&self) -> anyhow::Result<()> {
+    pub(crate) fn kill(&self) -> anyhow::Result<()> {
         Cmd::new("kill").args(["-KILL", &self.pid]).run_quietly()
     }
 
     /// The same again, where it was.
-    pub fn start(&self, log: &Path) -> anyhow::Result<Background> {
+    pub(crate) fn start(&self, log: &Path) -> anyhow::Result<Background> {
         Cmd::new("nsenter")
             .args(["--target", &self.neighbour, "--net", "--mount", "--", "env", "-i"])
             .args(&self.environment)
@@ -192,7 +194,7 @@ impl Daemon {
 }
 
 /// Waits until so many tokens are in the journal.
-pub fn grown(directory: &Path, tokens: usize, limit: Duration) -> anyhow::Result<()> {
+pub(crate) fn grown(directory: &Path, tokens: usize, limit: Duration) -> anyhow::Result<()> {
     let there = clock::wait_for(limit, || {
         thread::sleep(Duration::from_millis(200));
         let issued = records(directory)?.iter().filter(|record| record["verdict"] == "issued").count();
@@ -202,7 +204,7 @@ pub fn grown(directory: &Path, tokens: usize, limit: Duration) -> anyhow::Result
 }
 
 /// The records of tokens in a journal.
-pub fn records(directory: &Path) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn records(directory: &Path) -> anyhow::Result<Vec<Value>> {
     let mut names: Vec<PathBuf> = std::fs::read_dir(directory)
         .with_context(|| format!("cannot read {}", directory.display()))?
         .flatten()
@@ -222,7 +224,7 @@ pub fn records(directory: &Path) -> anyhow::Result<Vec<Value>> {
 }
 
 /// The reason of the Event that tells of a record.
-pub fn reason(record: &Value) -> anyhow::Result<&'static str> {
+pub(crate) fn reason(record: &Value) -> anyhow::Result<&'static str> {
     Ok(match record["verdict"].as_str().unwrap_or_default() {
         "issued" => "TokenIssued",
         "denied" => "TokenDenied",
@@ -233,7 +235,7 @@ pub fn reason(record: &Value) -> anyhow::Result<&'static str> {
 }
 
 /// Events of tokens, as the API server has them.
-pub fn token_events(lab: &Lab) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn token_events(lab: &Lab) -> anyhow::Result<Vec<Value>> {
     let text = kubectl(lab, &["get", "events.events.k8s.io", "-A", "-o", "json"])?;
     let mut list: Value = serde_json::from_str(&text).context("kubectl wrote no JSON")?;
     let mut items: Vec<Value> = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
