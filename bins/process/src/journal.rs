@@ -8,7 +8,7 @@ use identity_broker::audit::journal::{Journal, JournalConfig, JournalError, Sign
 use jiff::SignedDuration;
 use tracing::{error, info};
 
-use crate::{VERSION, now};
+use crate::{VERSION, duration_within, now};
 
 /// What happens to what cannot be recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -143,17 +143,11 @@ fn age(text: &str) -> Result<SignedDuration, String> {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    between(text, Duration::ZERO, Duration::from_mins(1))
+    duration_within(text, Duration::ZERO..=Duration::from_mins(1))
 }
 
 fn checkpoints(text: &str) -> Result<Duration, String> {
-    between(text, Duration::from_secs(1), Duration::from_hours(1))
-}
-
-fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
-    let duration: SignedDuration = text.parse().map_err(|error| format!("{error}; write 1s or 500ms"))?;
-    let duration = Duration::try_from(duration).ok().filter(|duration| (least..=most).contains(duration));
-    duration.ok_or_else(|| format!("from {} s to {} s", least.as_secs(), most.as_secs()))
+    duration_within(text, Duration::from_secs(1)..=Duration::from_hours(1))
 }
 
 #[cfg(test)]

@@ -148,8 +148,13 @@ where
     }
 
     pub(super) fn decide(&self, connection: &Connection, request: &Request<'_>) -> Decision {
+        self.decide_at(connection, request, self.clock.now())
+    }
+
+    /// Decides; it is `now`.
+    pub(super) fn decide_at(&self, connection: &Connection, request: &Request<'_>, now: Timestamp) -> Decision {
         let caller = Caller { address: connection.peer.ip(), pinned: connection.pinned() };
-        let decision = self.decide.decide(&caller, request, self.clock.now());
+        let decision = self.decide.decide(&caller, request, now);
         if connection.pinned().is_none()
             && let Some(pod) = pod_of(&decision)
         {

@@ -198,9 +198,9 @@ impl Limits {
         nanos(self.base.elapsed())
     }
 
-    /// One more request; or when.
-    pub(super) fn request(&self, account: &Account) -> Result<(), Duration> {
-        account.requests.take(&self.config.requests, self.now())
+    /// One more request, which begins at `now`; or when.
+    pub(super) fn request(&self, account: &Account, now: Instant) -> Result<(), Duration> {
+        account.requests.take(&self.config.requests, nanos(now.saturating_duration_since(self.base)))
     }
 
     /// One more probe or malformed request; how long its answer is to be held back.
@@ -303,16 +303,16 @@ mod tests {
         let limits = limits(|config| config.requests = Rate::per_second(10, 5));
         let (one, other) = (limits.account(address(1)), limits.account(address(2)));
         for _ in 0..5 {
-            assert_eq!(limits.request(&one), Ok(()));
+            assert_eq!(limits.request(&one, Instant::now()), Ok(()));
         }
-        assert_eq!(limits.request(&one), Err(Duration::from_millis(100)));
-        assert_eq!(limits.request(&other), Ok(()));
+        assert_eq!(limits.request(&one, Instant::now()), Err(Duration::from_millis(100)));
+        assert_eq!(limits.request(&other, Instant::now()), Ok(()));
         tokio::time::advance(Duration::from_millis(250)).await;
-        assert_eq!((limits.request(&one), limits.request(&one)), (Ok(()), Ok(())));
-        assert_eq!(limits.request(&one), Err(Duration::from_millis(50)));
+        assert_eq!((limits.request(&one, Instant::now()), limits.request(&one, Instant::now())), (Ok(()), Ok(())));
+        assert_eq!(limits.request(&one, Instant::now()), Err(Duration::from_millis(50)));
         tokio::time::advance(Duration::from_hours(1)).await;
         // No more than the burst is saved up.
-        assert_eq!((0..100).filter(|_| limits.request(&one).is_ok()).count(), 5);
+        assert_eq!((0..100).filter(|_| limits.request(&one, Instant::now()).is_ok()).count(), 5);
     }
 
     #[tokio::test(start_paused = true)]
@@ -320,7 +320,7 @@ mod tests {
         let limits = limits(|config| (config.requests, config.cheap) = (Rate::UNLIMITED, Rate::UNLIMITED));
         let account = limits.account(address(1));
         for _ in 0..10_000 {
-            assert_eq!((limits.request(&account), limits.cheap(&account)), (Ok(()), Duration::ZERO));
+            assert_eq!((limits.request(&account, Instant::now()), limits.cheap(&account)), (Ok(()), Duration::ZERO));
         }
     }
 
@@ -385,11 +385,11 @@ mod tests {
         });
         let held: Vec<_> = (0..50).map(|n| limits.account(address(n))).collect();
         for n in 50..100 {
-            limits.request(&limits.account(address(n))).unwrap();
+            limits.request(&limits.account(address(n)), Instant::now()).unwrap();
         }
         // All are remembered: who comes now shares one account.
         assert!(Arc::ptr_eq(&limits.account(address(1000)), &limits.account(address(1001))));
-        assert!(limits.request(&limits.account(address(70))).is_err());
+        assert!(limits.request(&limits.account(address(70)), Instant::now()).is_err());
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(!Arc::ptr_eq(&limits.account(address(1000)), &limits.account(address(1001))));
         let table = limits.table.lock().unwrap();

@@ -41,7 +41,7 @@ where
         connection: &Connection,
         request: &InfoRequest,
     ) -> Result<Response<Body>, EndpointError> {
-        self.admit(connection).await?;
+        self.admit(connection, tokio::time::Instant::now()).await?;
         let mut waiting = None;
         let asked =
             Asked { request: request.as_request(), selector: request.identity.as_ref().map(|(selector, _)| *selector) };

@@ -41,8 +41,8 @@ where
     C: Clock,
 {
     /// Counts a well-formed request against what one pod may ask.
-    pub(super) async fn admit(&self, connection: &Connection) -> Result<(), EndpointError> {
-        let Err(wait) = self.limits.request(&connection.account) else { return Ok(()) };
+    pub(super) async fn admit(&self, connection: &Connection, begun: Instant) -> Result<(), EndpointError> {
+        let Err(wait) = self.limits.request(&connection.account, begun) else { return Ok(()) };
         // Whoever does not heed Retry-After gets no more out of it than this.
         tokio::time::sleep(self.config.limits.penalty).await;
         Err(EndpointError::Rate(RateLimit::Requests, wait))
@@ -55,7 +55,7 @@ where
         request: &TokenRequest,
     ) -> Result<Response<Body>, EndpointError> {
         let begun = Instant::now();
-        if let Err(error) = self.admit(connection).await {
+        if let Err(error) = self.admit(connection, begun).await {
             self.metrics.answered(AnsweredBy::Error(error.row().status.as_u16()), begun.elapsed());
             return Err(error);
         }
@@ -101,21 +101,26 @@ where
         for _ in 0..ROUNDS {
             *allowed = Some(allow.clone());
             let (token, source) = self.token(connection, &allow, request, freshness, &mut waiting).await?;
-            // The world may have changed while upstream was asked.
-            let again = match self.decide(connection, &request.as_request()) {
-                Decision::Allow(again) => again,
-                other => return Err(refusal(other, request).into()),
-            };
-            if is_for(&again, &allow) {
-                if tracing::span_enabled!(tracing::Level::DEBUG) {
-                    Span::current().record("source", source.as_str());
+            // The world may have changed while upstream was asked. For a token that was at hand nothing was waited for: the
+            // decision before it is the present one.
+            if source == TokenSource::Upstream {
+                let again = match self.decide(connection, &request.as_request()) {
+                    Decision::Allow(again) => again,
+                    other => return Err(refusal(other, request).into()),
+                };
+                let same = is_for(&again, &allow);
+                allow = again;
+                if !same {
+                    freshness = Freshness::Any;
+                    continue;
                 }
-                tracing::trace!(source = source.as_str(), expires_on = %token.expires_on(), "there is a token");
-                let response = self.answer(connection, request, &again, &token, source).await?;
-                return Ok((token, source, response));
             }
-            allow = again;
-            freshness = Freshness::Any;
+            if tracing::span_enabled!(tracing::Level::DEBUG) {
+                Span::current().record("source", source.as_str());
+            }
+            tracing::trace!(source = source.as_str(), expires_on = %token.expires_on(), "there is a token");
+            let response = self.answer(connection, request, &allow, &token, source).await?;
+            return Ok((token, source, response));
         }
         Err(EndpointError::Unsettled.into())
     }
@@ -219,7 +224,8 @@ where
             }
         }
         // Writing the record may have taken its time, too.
-        let withdrawn = match self.decide(connection, &request.as_request()) {
+        let now = self.clock.now();
+        let withdrawn = match self.decide_at(connection, &request.as_request(), now) {
             Decision::Allow(last) if is_for(&last, allow) && clamp(&last) >= expires_on => None,
             other => Some(refusal(other, request)),
         };
@@ -234,7 +240,7 @@ where
             Form::Imds | Form::Posted => Shape::Imds,
             Form::AppService => Shape::AppService,
         };
-        Ok(json(StatusCode::OK, token.render(expires_on, self.clock.now(), shape)))
+        Ok(json(StatusCode::OK, token.render(expires_on, now, shape)))
     }
 }
 
