@@ -358,7 +358,9 @@ impl Index {
         let Review { phase, status, transition, stamp, next, hangs_on_binding } =
             review(&entry.object, binding, &proof, now);
         let judged_by = hangs_on_binding.then(|| JudgedBy::seen(binding.map(|binding| &binding.metadata)));
-        let approved = status.as_ref().and_then(|status| self.newly_approved(&entry.object, status));
+        // Of names that nothing proves nobody is told as if they were true.
+        let proven = !matches!(proof, Proof::Missing(_));
+        let approved = status.as_ref().filter(|_| proven).and_then(|status| self.newly_approved(&entry.object, status));
         let looked = Looked {
             time: now,
             key,

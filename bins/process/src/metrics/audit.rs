@@ -53,7 +53,12 @@ impl<J: Journalled> Collector for Exported<J> {
         let Some((stats, checkpoint)) = self.0.stats() else { return Ok(()) };
         let checkpointed = checkpoint.map_or(0, |checkpoint| checkpoint.head.seq);
         for (name, help, unit, value) in [
-            ("audit_journal_records", "Records of tokens, denials and grants written to the journal", None, stats.records),
+            (
+                "audit_journal_records",
+                "Records of tokens, denials and grants written to the journal",
+                None,
+                stats.records,
+            ),
             ("audit_journal_lost_records", "Records that could not be written to the journal", None, stats.lost),
             ("audit_journal_writes", "Writes to the journal", None, stats.writes),
             ("audit_journal_written", "What was written to the journal", Some(Unit::Bytes), stats.bytes),

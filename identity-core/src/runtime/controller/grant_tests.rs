@@ -217,6 +217,7 @@ async fn without_the_policy_or_with_one_that_is_too_young_nothing_is_activated()
     until_phase(&server, "h", "Refused").await;
     assert_eq!(stamps(&server), [Value::Null, Value::Null]);
     assert_eq!(server.count(|call| call.body["status"]["phase"] == "Active"), 0);
+    assert_eq!(events(&server, "GrantApproved"), 0, "a forged approval is nobody's word");
     assert_eq!(server.count(|call| is_assignment(call) && !call.body["spec"]["grant"].is_null()), 0);
     rig.stop().await;
 }
