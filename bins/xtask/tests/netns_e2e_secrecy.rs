@@ -7,7 +7,8 @@
 mod load;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,12 +38,44 @@ fn no_secret_and_no_token_is_ever_written() -> anyhow::Result<()> {
     secrets.add("the client secret", &client_secret);
     secrets.add("the archive's password", &password);
     secrets.bytes("the archive", &archive);
-    let lab = Lab::up(None, |directory| fill(directory, &client_secret, &password, &archive))?;
-    used(&lab, &mut secrets).and_then(|()| searched(&lab, &secrets)).with_context(|| lab.log_tail())?;
+    let wrong = Wrong::new(&mut secrets)?;
+    let lab = Lab::up(None, |directory| fill(directory, &client_secret, &password, &archive, &wrong))?;
+    let looked =
+        used(&lab, &mut secrets).and_then(|()| searched(&lab, &secrets)).and_then(|()| crashed(&lab, &secrets));
+    looked.with_context(|| lab.log_tail())?;
     lab.down()
 }
 
-fn fill(directory: &Path, secret: &str, password: &str, archive: &[u8]) -> anyhow::Result<()> {
+/// Credentials that do not work: none of them belongs into what is said about that.
+struct Wrong {
+    of_pem: String,
+    password: String,
+    one: String,
+    other: String,
+    of_manifest: String,
+}
+
+impl Wrong {
+    fn new(secrets: &mut Secrets) -> anyhow::Result<Self> {
+        let mut one = |name: &str| -> anyhow::Result<String> {
+            let text = format!("w~{}", credentials::password()?);
+            secrets.add(name, &text);
+            Ok(text)
+        };
+        Ok(Self {
+            of_pem: one("what stands in a wrong PEM file")?,
+            password: one("the wrong password of an archive")?,
+            one: one("the value of one key of several")?,
+            other: one("the value of another")?,
+            of_manifest: one("a value that is no base64")?,
+        })
+    }
+}
+
+/// Pods whose identities cannot work.
+const BROKEN: [&str; 4] = ["wrong-pem", "wrong-password", "no-key", "no-reader"];
+
+fn fill(directory: &Path, secret: &str, password: &str, archive: &[u8], wrong: &Wrong) -> anyhow::Result<()> {
     let spec = |kind: u8, client: &str, place: &str| {
         format!(
             "  type: {kind}\n  tenantID: {TENANT}\n  clientID: bbbbbbbb-0000-4000-8000-0000000000{client}\n  {place}\n"
@@ -63,9 +96,32 @@ fn fill(directory: &Path, secret: &str, password: &str, archive: &[u8]) -> anyho
         identity("federated", &spec(3, "c5", "federated: {subject: Broker}")),
     ];
     documents.extend(PODS.map(|name| pod(name, name)));
+    // What cannot work, with credentials in it all the same.
+    let broken = |name: &str, kind: u8, place: &str| {
+        [identity(name, &spec(kind, "c6", place)), pod(name, name)].into_iter().collect::<Vec<_>>()
+    };
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", wrong.of_pem);
+    documents.extend([
+        credentials::secret("wrong-pem", &[("certificate", pem.as_bytes())]),
+        credentials::secret("wrong-password", &[("certificate", archive), ("password", wrong.password.as_bytes())]),
+        credentials::secret("no-key", &[("one", wrong.one.as_bytes()), ("other", wrong.other.as_bytes())]),
+    ]);
+    for (name, kind) in [("wrong-pem", 2), ("wrong-password", 2), ("no-key", 1)] {
+        documents.extend(broken(name, kind, &format!("clientPassword: {{name: {name}, namespace: demo}}")));
+    }
+    documents.extend(broken(
+        "no-reader",
+        1,
+        &vault("secretName: nothing").replace("identityRef: managed", "identityRef: nobody"),
+    ));
+    let malformed = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: malformed, namespace: demo}}\ndata: {{clientSecret: '{}'}}\n",
+        wrong.of_manifest
+    );
+    files::replace(&directory.join("malformed.yaml"), &malformed)?;
     files::replace(&directory.join("objects.yaml"), &documents.join("---\n"))?;
     // Also what is usually kept quiet whatever the level. The journal is beside the manifests, in what is searched.
-    let level = "'trace,kube=trace,hyper_util=trace,h2=trace'";
+    let level = "'trace,kube=trace,hyper_util=trace'";
     let journal = directory.with_file_name("journal");
     files::replace(
         &directory.join("lab.yaml"),
@@ -161,6 +217,17 @@ fn used(lab: &Lab, secrets: &mut Secrets) -> anyhow::Result<()> {
             secrets.token("a token in another form", &token);
         }
     }
+    for name in BROKEN {
+        let pod = format!("demo/{name}");
+        let answer = clock::wait_for(Duration::from_secs(20), || {
+            let answer = lab.ask(&pod, &format!("resource={RESOURCE}"))?;
+            Ok((answer.status != 503 || answer.body.contains("nobody")).then_some(answer))
+        })?;
+        let answer = answer.with_context(|| format!("nothing is said to {pod}"))?;
+        ensure!(answer.status >= 400, "{pod} gets {answer:?}");
+        let told = secrets.found_in(&answer.body).join(", ");
+        ensure!(told.is_empty(), "{pod} is told {told}");
+    }
     let shown: Value = serde_json::from_str(&azure(lab, &["show"])?).context("`azure show` is no JSON")?;
     known(&shown, secrets);
 
@@ -245,8 +312,17 @@ fn searched(lab: &Lab, secrets: &Secrets) -> anyhow::Result<()> {
         "no journal was searched"
     );
     let log = lab.log();
-    for (what, marker) in [("the node's trace", "TRACE"), ("the audit", "issued")] {
+    for (what, marker) in
+        [("the node's trace", "TRACE"), ("the audit", "issued"), ("a malformed manifest", "malformed.yaml")]
+    {
         ensure!(log.contains(marker), "{what} is not in the log that was searched");
+    }
+    // Those of what the daemons are made of, at trace level: what comes in, what goes out, what is encrypted.
+    let targets = targets(&log);
+    println!("targets in the log: {}", targets.iter().cloned().collect::<Vec<_>>().join(", "));
+    for library in ["identity_broker", "identity_core", "hyper_util"] {
+        let is_there = targets.iter().any(|target| target.split("::").next() == Some(library));
+        ensure!(is_there, "{library} says nothing in the log that was searched");
     }
     for (name, ports) in [("node", [8085, 9090]), ("controller", [8080, 8888])] {
         for port in ports {
@@ -268,6 +344,92 @@ fn searched(lab: &Lab, secrets: &Secrets) -> anyhow::Result<()> {
     ensure!(looked > 200_000, "only {looked} bytes were searched");
     ensure!(leaks.is_empty(), "{}", leaks.join("\n"));
     Ok(())
+}
+
+/// Where the lines of the log at debug and trace level are from.
+fn targets(log: &str) -> BTreeSet<String> {
+    let levels = ["TRACE", "DEBUG"];
+    let of_line = |line: &str| {
+        let rest = levels.iter().find_map(|level| line.split_once(level))?.1;
+        // Spans come first; a target ends with a colon and has no blank.
+        let target = rest.split_whitespace().map(|word| word.trim_end_matches(':')).find(|word| {
+            let name = |part: &str| {
+                !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
+            };
+            word.contains("::") && word.split("::").all(name)
+        })?;
+        Some(target.to_owned())
+    };
+    log.lines().filter_map(of_line).collect()
+}
+
+/// Ends both daemons as a fault in them would, at a moment when their memory is full of secrets: no core is
+/// left. That one would be is shown by another process.
+fn crashed(lab: &Lab, secrets: &Secrets) -> anyhow::Result<()> {
+    let cores = CoreFiles::of_this_machine()?;
+    println!("cores go to {}", cores.pattern);
+    for name in ["node", "controller"] {
+        let id = process(lab, name)?.to_string();
+        let limits = files::read(&PathBuf::from(format!("/proc/{id}/limits")))?;
+        let limit = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit of cores")?;
+        ensure!(limit.split_whitespace().filter(|word| *word == "0").count() == 2, "{name}: {limit}");
+        let directory = std::fs::read_link(format!("/proc/{id}/cwd")).context("no working directory")?;
+        let before = cores.in_directory(&directory);
+        // Where that is allowed: then what is left is that it cannot be dumped.
+        let lifted = Cmd::new("prlimit").args(["--pid", &id, "--core=unlimited:unlimited"]).run_quietly().is_ok();
+        println!("{name}: the limit of cores was {}", if lifted { "lifted" } else { "left at nothing" });
+        Cmd::new("kill").args(["-ABRT", &id]).run_quietly()?;
+        let gone = clock::wait_for(Duration::from_secs(20), || {
+            let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+            Ok((state.is_empty() || state.contains(") Z ")).then_some(()))
+        })?;
+        gone.with_context(|| format!("{name} lives on"))?;
+        let after = cores.in_directory(&directory);
+        ensure!(after == before, "{name} left a core: {after:?}");
+    }
+    // With the same limit, in a directory of its own.
+    let directory = tempfile::tempdir()?;
+    let lives = "ulimit -c unlimited && cd \"$1\" && exec sleep 60";
+    let mut child = std::process::Command::new("sh").args(["-c", lives, "sh"]).arg(directory.path()).spawn()?;
+    let id = child.id().to_string();
+    let begun = clock::wait_for(Duration::from_secs(10), || {
+        Ok(files::read(&PathBuf::from(format!("/proc/{id}/comm")))?.starts_with("sleep").then_some(()))
+    });
+    Cmd::new("kill").args(["-ABRT", &id]).run_quietly()?;
+    let status = child.wait()?;
+    begun?.context("no process to compare with")?;
+    ensure!(status.core_dumped(), "no process leaves a core here, so nothing was shown: {status}");
+    // What is left of the daemons is what they wrote.
+    for path in all_files(&lab.run_dir()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("core") || name.ends_with(".log") {
+            let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
+            let found = secrets.found_in(&text).join(", ");
+            ensure!(found.is_empty(), "{found} in {} after the crash", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Where the kernel would put cores.
+struct CoreFiles {
+    pattern: String,
+}
+
+impl CoreFiles {
+    fn of_this_machine() -> anyhow::Result<Self> {
+        Ok(Self { pattern: files::read(Path::new("/proc/sys/kernel/core_pattern"))?.trim().to_owned() })
+    }
+
+    /// What looks like one: in the working directory of who crashes, and where the pattern says.
+    fn in_directory(&self, directory: &Path) -> BTreeSet<PathBuf> {
+        let of_pattern = Path::new(&self.pattern).parent().filter(|parent| parent.is_absolute());
+        let directories = [Some(directory), of_pattern];
+        let entries =
+            directories.into_iter().flatten().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten();
+        let files = entries.flatten().map(|entry| entry.path());
+        files.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains("core"))).collect()
+    }
 }
 
 fn all_files(directory: &Path) -> Vec<PathBuf> {
