@@ -390,6 +390,7 @@ fn crashed(lab: &Lab, secrets: &Secrets) -> anyhow::Result<()> {
     // With the same limit, in a directory of its own.
     let directory = tempfile::tempdir()?;
     let lives = "ulimit -c unlimited && cd \"$1\" && exec sleep 60";
+    #[expect(clippy::disallowed_methods, reason = "how it ended is wanted, not what it said")]
     let mut child = std::process::Command::new("sh").args(["-c", lives, "sh"]).arg(directory.path()).spawn()?;
     let id = child.id().to_string();
     let begun = clock::wait_for(Duration::from_secs(10), || {
@@ -400,9 +401,9 @@ fn crashed(lab: &Lab, secrets: &Secrets) -> anyhow::Result<()> {
     begun?.context("no process to compare with")?;
     ensure!(status.core_dumped(), "no process leaves a core here, so nothing was shown: {status}");
     // What is left of the daemons is what they wrote.
-    for path in all_files(&lab.run_dir()) {
+    for path in all_files(lab.run_dir()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("core") || name.ends_with(".log") {
+        if name.starts_with("core") || path.extension().is_some_and(|extension| extension == "log") {
             let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
             let found = secrets.found_in(&text).join(", ");
             ensure!(found.is_empty(), "{found} in {} after the crash", path.display());
