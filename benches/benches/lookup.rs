@@ -2,13 +2,13 @@
 //!
 //! Addresses are drawn at random over all pods, so that caches hold what they would hold, and requests are of the kinds
 //! that a node sees: no identity named (one or two identities with weights), one named by client id, and resources that a
-//! list of audiences limits, one in sixteen of them refused.
+//! list of audiences limits, one in sixteen of them refused. `find` and `floor` say what of it is memory.
 
 use std::{hint::black_box, net::Ipv4Addr, sync::Arc};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use identity_core::{
-    lookup::{Binding, Caller, Decision, NodeIndex, Options, Published, Request, RequestedIdentity},
+    lookup::{Allow, Binding, Caller, Decision, NodeIndex, Options, Published, Request, RequestedIdentity, Source},
     pod::{Pod, PodPhase, PodRef},
 };
 use identity_crd::{
@@ -263,6 +263,57 @@ fn lookup(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Of a decision, only finding who has the address.
+fn find(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("find");
+    for pods in [SIZES[0], SIZES[2]] {
+        let published = Published::default();
+        index(pods).publish(&published);
+        let (_, requests) = draw(pods);
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(pods), |bencher| {
+            bencher.iter(|| {
+                next = (next + 1) % DRAWN;
+                let address = Ipv4Addr::from_bits(requests[next].address).into();
+                assert!(black_box(published.load().pod_at(address).is_some()));
+            });
+        });
+    }
+    group.finish();
+}
+
+/// What no way of deciding can do without on this machine, as long as an answer owns its pod and its assignment: the same
+/// addresses in the same order, an array in place of the table, no decision, and the same objects in memory are owned and let
+/// go.
+fn floor(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("floor");
+    for pods in [SIZES[0], SIZES[2]] {
+        let published = Published::default();
+        index(pods).publish(&published);
+        let (client_ids, requests) = draw(pods);
+        let owned: Vec<_> = (0..pods)
+            .map(|number| {
+                let address = address(number).to_bits();
+                match decide(&published, &client_ids, Drawn { address, resource: 1, named: 0 }) {
+                    Decision::Allow(Allow { pod, source: Source::Assignment(assignment), .. }) => (pod, assignment),
+                    other => panic!("{other:?}"),
+                }
+            })
+            .collect();
+        let first = address(0).to_bits();
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(pods), |bencher| {
+            bencher.iter(|| {
+                next = (next + 1) % DRAWN;
+                let at = usize::try_from(requests[next].address - first).expect("below the number of pods");
+                let (pod, assignment) = &owned[at];
+                black_box((Arc::clone(pod), Arc::clone(assignment)))
+            });
+        });
+    }
+    group.finish();
+}
+
 /// Half of the changes are a pod whose address changes (so that two entries do), half an assignment of another weight; each
 /// is applied and published.
 enum Change {
@@ -349,5 +400,5 @@ fn identities(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, identities, publish);
+criterion_group!(benches, lookup, find, floor, identities, publish);
 criterion_main!(benches);

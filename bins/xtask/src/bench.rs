@@ -196,6 +196,17 @@ fn lookup_row(estimate: &Estimate) -> Option<Row> {
         "lookup" => {
             (format!("lookup_ns_{count}"), format!("address to decision, {count} pods"), "ns", 1.0, Some(100.0))
         }
+        "find" => {
+            let what = format!("of it: finding who has the address, {count} pods");
+            (format!("lookup_find_ns_{count}"), what, "ns", 1.0, None)
+        }
+        "floor" => {
+            let what = format!(
+                "no decision: owning and letting go the pods and assignments of the same random addresses, from an array, {count} \
+                 pods"
+            );
+            (format!("lookup_floor_ns_{count}"), what, "ns", 1.0, None)
+        }
         "identities" => {
             let what = format!("address to decision, 250 pods with {count} identities each");
             (format!("lookup_ns_identities_{count}"), what, "ns", 1.0, None)
