@@ -12,6 +12,7 @@ mod support;
 use std::time::Duration;
 
 use http::Method;
+use identity_broker::audit::journal::verify;
 use serde_json::{Value, json};
 use support::{
     CONTROLLER,
@@ -117,7 +118,9 @@ async fn grants() {
     let cluster = part("control plane", Cluster::start("")).await;
     let kubeconfig = cluster.plane.kubeconfig_for(CONTROLLER, &[]).unwrap();
     world(&cluster).await;
-    let controller = Controller::start(cluster.work.path(), &kubeconfig, "a", "3s").await;
+    let journal = cluster.work.path().join("journal");
+    let flag = format!("--audit-journal={}", journal.display());
+    let controller = Controller::start_with(cluster.work.path(), &kubeconfig, "a", "3s", &[&flag]).await;
     let assigned = cluster.assigned(NAMESPACE, "shell").await;
     assert_eq!(assigned["spec"]["azureBindingRef"]["spec"]["timeBox"]["grant"]["required"], true);
 
@@ -134,6 +137,44 @@ async fn grants() {
     part("deleted, and without its binding", ends(&cluster)).await;
     part("policy removed, approval forged, policy put back", forged(&cluster)).await;
     controller.stop().await;
+    part("the journal has it all", async { recorded(&journal) }).await;
+}
+
+/// Every transition, and each is whole.
+fn recorded(journal: &std::path::Path) {
+    let file = journal.join("journal-00000001.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let report =
+        verify::verify([("journal", text.as_bytes())], verify::Options { complete: true, ..Default::default() });
+    assert!(report.is_whole() && report.grant_records > 0, "{:?}", report.findings);
+    let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |name: &str| {
+        let wanted = format!("{NAMESPACE}/{name}");
+        let mine = records.iter().filter(move |record| record["grant"] == *wanted && record["withdrawn"].is_null());
+        mine.cloned().collect::<Vec<_>>()
+    };
+    let reasons = |name: &str| {
+        let mut all: Vec<_> = of(name).iter().map(|record| record["reason"].as_str().unwrap().to_owned()).collect();
+        // One that was tried again is there again.
+        all.dedup();
+        all.join(" ")
+    };
+    assert_eq!(reasons("early"), "GrantRefused");
+    assert_eq!(reasons("greedy"), "GrantRefused");
+    assert_eq!(reasons("g"), "GrantRequested GrantApproved GrantActivated GrantRevoked");
+    assert!(reasons("deleted").ends_with("GrantActivated GrantRevoked"), "{}", reasons("deleted"));
+    assert!(reasons("orphan").ends_with("GrantActivated GrantRevoked"), "{}", reasons("orphan"));
+    assert_eq!(reasons("f"), "GrantRequested GrantRefused");
+    let activated = of("g").into_iter().find(|record| record["reason"] == "GrantActivated").unwrap();
+    assert_eq!((&activated["requested_by"], &activated["approvals"][0]["by"]), (&json!("ann"), &json!("bob")));
+    assert_eq!(
+        (&activated["from"], &activated["to"], &activated["duration"]),
+        (&json!("Pending"), &json!("Active"), &json!("30m"))
+    );
+    assert!(activated["active_until"].is_string() && activated["binding_generation"].is_i64(), "{activated}");
+    assert!(activated["controller"].as_str().unwrap().starts_with("a_"), "{activated}");
+    let revoked = of("g").pop().unwrap();
+    assert_eq!((&revoked["ended_by"], &revoked["ended_reason"]), (&json!("bob"), &json!("done")));
 }
 
 /// Waits until the API server's clock is a minute past the policy's creation.
@@ -198,7 +239,7 @@ async fn life(cluster: &Cluster) {
 /// What is there, and bob's.
 async fn approvals(cluster: &Cluster, name: &str) -> Vec<Value> {
     let mut all = grant(cluster, name).await["spec"]["approvals"].as_array().cloned().unwrap_or_default();
-    all.push(json!({"by": "bob"}));
+    all.push(json!({"by": "bob", "reason": "known"}));
     all
 }
 
