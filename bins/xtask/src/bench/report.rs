@@ -167,9 +167,9 @@ fn memory(row: &Row, rows: &[Row]) -> Option<String> {
     let (floor_few, floor) = (value("lookup_floor_ns_10")?, value("lookup_floor_ns_100000")?);
     Some(format!(
         "With 10 pods the same code takes {} ns. The other {} ns are waiting for memory that no near cache holds: {} ns to find \
-         who has the address (among 10: {}; among 100,000: {}), and the rest to own the pod and the assignment, which are far \
-         apart among 100,000 of each. To own those two and do nothing else, of the same addresses from a plain array, takes {} ns \
-         on this machine (among 10: {}).",
+         who has the address (among 10: {}; among 100,000: {}), and the rest to decide by the pod and the assignment found \
+         there and to own them, one access after the other. To own the same pods and assignments from a plain array, where \
+         the processor fetches several ahead, takes {} ns on this machine (among 10: {}).",
         number(few),
         number(many - few),
         number(find - find_few),
