@@ -49,7 +49,7 @@ fn story(lab: &Lab) -> anyhow::Result<()> {
     let log = lab.scratch().join("node-2.log");
     let mut second = node.start(&log)?;
     drop(still);
-    let seen = finish(pods, LOAD)?;
+    let seen = finish(pods, LOAD).with_context(|| files::read(&log).unwrap_or_default())?;
     let received: u64 = seen.values().map(|seen| seen.received).sum();
     println!("{received} tokens after {}", watch.seconds());
     ensure!(received == PODS as u64 * TOKENS_EACH, "not what was asked for: {seen:?}");

@@ -180,7 +180,13 @@ impl Daemon {
 
     /// With SIGKILL.
     pub(crate) fn kill(&self) -> anyhow::Result<()> {
-        Cmd::new("kill").args(["-KILL", &self.pid]).run_quietly()
+        Cmd::new("kill").args(["-KILL", &self.pid]).run_quietly()?;
+        // Its port and the lock of its journal are free when it is gone, which takes a busy machine a while.
+        let line = PathBuf::from("/proc").join(&self.pid).join("cmdline");
+        let gone = clock::wait_for(Duration::from_secs(10), || {
+            Ok(std::fs::read(&line).map_or(true, |line| line.is_empty()).then_some(()))
+        })?;
+        gone.context("the daemon is killed, and still there")
     }
 
     /// The same again, where it was.
