@@ -38,7 +38,6 @@ pub(crate) enum ToLog {
 /// The record of each token and each denial.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Audit")]
-#[expect(clippy::struct_field_names, reason = "clap names the flags after the fields")]
 pub(crate) struct AuditArgs {
     /// Directory of a tamper-evident journal, made if need be; one for each daemon. Without it records are lines of the log
     #[arg(long, value_name = "DIR", env = "ENTRA_POD_IDENTITY_AUDIT_JOURNAL")]

@@ -57,9 +57,9 @@ impl CheckpointArgs {
             let Source::Kubernetes(client) = source else {
                 anyhow::bail!("--audit-checkpoint-namespace needs an API server: there is none with --manifests");
             };
-            let publisher = Publisher::new(client.clone(), namespace, node).context("--audit-checkpoint-namespace")?;
+            let writes = Publisher::new(client.clone(), namespace, node).context("--audit-checkpoint-namespace")?;
             let progress = Arc::<Progress>::default();
-            leaving.tasks.push(tokio::spawn(run(publisher, published, interval, progress.clone())));
+            leaving.tasks.push(tokio::spawn(run(writes, published, interval, progress.clone())));
             leaving.progress = Some(progress);
         }
         let saying = say(journal.checkpoints(), leaving.closed.clone(), move |checkpoint| {
@@ -159,7 +159,7 @@ mod tests {
         let (_directory, journal) = journal();
         let args = CheckpointArgs { audit_checkpoint_namespace: Some("audit".into()) };
         let source = Source::manifests("m", "s");
-        let error = args.follow(&journal, Duration::from_secs(60), &source, "n").unwrap_err();
+        let error = args.follow(&journal, Duration::from_mins(1), &source, "n").unwrap_err();
         assert!(error.to_string().contains("--manifests"), "{error}");
         let args = CheckpointArgs { audit_checkpoint_namespace: None };
         let leaving = args.follow(&journal, Duration::from_secs(60), &source, "n").unwrap();
