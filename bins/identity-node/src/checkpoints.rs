@@ -162,7 +162,7 @@ mod tests {
         let error = args.follow(&journal, Duration::from_mins(1), &source, "n").unwrap_err();
         assert!(error.to_string().contains("--manifests"), "{error}");
         let args = CheckpointArgs { audit_checkpoint_namespace: None };
-        let leaving = args.follow(&journal, Duration::from_secs(60), &source, "n").unwrap();
+        let leaving = args.follow(&journal, Duration::from_mins(1), &source, "n").unwrap();
         assert!(leaving.progress.is_none());
         journal.close().await;
         leaving.finish().await;
