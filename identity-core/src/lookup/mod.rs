@@ -27,6 +27,7 @@ mod entry;
 mod exception;
 mod node_index;
 mod published;
+mod shared;
 mod table;
 mod time;
 

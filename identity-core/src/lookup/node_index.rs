@@ -11,16 +11,16 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::{
-    Assignment, AssignmentError, Decision, Identity, Instant, ObjectRef, Published, Request, Snapshot,
+    Assignment, AssignmentError, Decision, Instant, ObjectRef, Published, Request, Snapshot,
     entry::{Candidate, Expected, Other, PodEntry, Slot, Terms, View},
     exception::{Exception, Exceptions},
+    shared::Shared,
 };
 use crate::{
     assign,
     explain::{Explanation, Recorder, Silent, Tree, Verdict},
     object::ObjectKey,
     pod::Pod,
-    schedule::Gate,
     selector::{Catalog, Selection, reaches},
 };
 
@@ -101,12 +101,7 @@ pub struct NodeIndex {
     bindings: HashMap<ObjectKey, Binding>,
     catalog: Catalog,
     exceptions: Exceptions,
-    /// Identities in use, so that pods with the same one share it.
-    identities: HashMap<ObjectKey, Arc<Identity>>,
-    /// The time boxes in use, by binding: each is compiled once, and what is found of it is found once.
-    gates: HashMap<ObjectKey, Arc<Gate>>,
-    /// The same of what assignments say, by binding.
-    terms: HashMap<ObjectKey, Arc<Terms>>,
+    shared: Shared,
     dirty_pods: BTreeSet<ObjectKey>,
     dirty_addresses: BTreeSet<IpAddr>,
     snapshot: Snapshot,
@@ -132,9 +127,7 @@ impl NodeIndex {
             assignments: HashMap::new(),
             of_pod: HashMap::new(),
             bindings: HashMap::new(),
-            identities: HashMap::new(),
-            gates: HashMap::new(),
-            terms: HashMap::new(),
+            shared: Shared::default(),
             dirty_pods: BTreeSet::new(),
             dirty_addresses: BTreeSet::new(),
             snapshot: Snapshot::default(),
@@ -206,21 +199,13 @@ impl NodeIndex {
     /// answer says why, for the log.
     pub fn apply_assignment(&mut self, object: &AzureAssignedIdentity) -> Result<(), AssignmentError> {
         let binding = object.spec.azure_binding_ref.as_ref().map(|binding| ObjectRef::from(&binding.metadata).key());
-        let gates = &mut self.gates;
+        let shared = &mut self.shared;
         let read = Assignment::read_with(object, &self.options, |of_binding, of_identity| {
-            let key = binding.filter(|_| of_binding.is_some() || of_identity.is_some())?;
-            if let Some(gate) = gates.get(&key)
-                && gate.is_of(of_binding, of_identity)
-            {
-                return Some(Arc::clone(gate));
-            }
-            let gate = Arc::new(Gate::new(of_binding, of_identity)?);
-            gates.insert(key, Arc::clone(&gate));
-            Some(gate)
+            shared.gate(binding?, of_binding, of_identity)
         });
         let read = read.map(|mut assignment| {
-            assignment.identity = share(&mut self.identities, assignment.identity.object.key(), assignment.identity);
-            let terms = share(&mut self.terms, assignment.binding.key(), Arc::new(Terms::from(&assignment)));
+            assignment.identity = shared.identity(assignment.identity);
+            let terms = shared.terms(assignment.binding.key(), Terms::from(&assignment));
             Candidate { assignment: Arc::new(assignment), terms }
         });
         let key = ObjectRef::from(&object.metadata).key();
@@ -231,6 +216,7 @@ impl NodeIndex {
         self.touch(&pod);
         let result = read.as_ref().map(|_| ()).map_err(Clone::clone);
         self.assignments.insert(key, HeldAssignment { pod, read });
+        self.shared.changed();
         result
     }
 
@@ -244,6 +230,8 @@ impl NodeIndex {
             }
         }
         self.touch(&held.pod);
+        drop(held);
+        self.shared.changed();
     }
 
     /// The assignment of that name, if there is one that can be served.
@@ -257,9 +245,7 @@ impl NodeIndex {
         for key in gone(&self.assignments, &listed) {
             self.delete_assignment(&key);
         }
-        self.terms.retain(|_, terms| Arc::strong_count(terms) > 1);
-        self.identities.retain(|_, identity| Arc::strong_count(identity) > 1);
-        self.gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        self.shared.sweep();
         objects
             .iter()
             .filter_map(|o| Some((ObjectRef::from(&o.metadata).key(), self.apply_assignment(o).err()?)))
@@ -339,10 +325,15 @@ impl NodeIndex {
         self.snapshot.clone()
     }
 
-    /// How often it was worked out whether a time box is open: once for each box and transition after which anybody asked,
+    /// How often it was worked out whether a time box that is in use is open: once for each box and transition after which anybody asked,
     /// however many pods have it.
     pub fn searches(&self) -> u64 {
-        self.gates.values().map(|gate| gate.searches()).sum()
+        self.shared.searches()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Why a pod of this node would get what it gets for a request, and what of it this node knows.
@@ -488,15 +479,6 @@ impl NodeIndex {
             exempt,
         }
     }
-}
-
-/// `value`, or the equal one that others have already.
-fn share<T: PartialEq>(shared: &mut HashMap<ObjectKey, Arc<T>>, key: ObjectKey, value: Arc<T>) -> Arc<T> {
-    let held = shared.entry(key).or_insert_with(|| Arc::clone(&value));
-    if **held != *value {
-        *held = value;
-    }
-    Arc::clone(held)
 }
 
 fn gone<T>(held: &HashMap<ObjectKey, T>, listed: &HashSet<ObjectKey>) -> Vec<ObjectKey> {
