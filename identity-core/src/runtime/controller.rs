@@ -60,7 +60,7 @@ pub struct Config {
     pub observer: Arc<dyn Observer>,
     /// Where the state is told, for probes.
     pub health: watch::Sender<Health>,
-    /// How many writes may be under way at once.
+    /// How many writes may be under way at once; and as many of grants' status, which are recorded first.
     pub in_flight: usize,
     /// How long one request may take.
     pub request_timeout: Duration,

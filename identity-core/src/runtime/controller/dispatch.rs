@@ -50,6 +50,9 @@ pub(super) struct Dispatch {
     limit: usize,
     /// Since an uptime.
     waiting: VecDeque<(Duration, Action)>,
+    /// The same of grants' status, which has an allowance of its own: a record may take as long as its disk, and what takes
+    /// access back must not wait for that.
+    grants: VecDeque<(Duration, Action)>,
     running: JoinSet<Report>,
     under_way: HashMap<Id, (Duration, Action)>,
     events: VecDeque<Action>,
@@ -71,6 +74,7 @@ impl Dispatch {
             observer: config.observer.clone(),
             limit: config.in_flight.max(1),
             waiting: VecDeque::new(),
+            grants: VecDeque::new(),
             running: JoinSet::new(),
             under_way: HashMap::new(),
             events: VecDeque::new(),
@@ -84,27 +88,29 @@ impl Dispatch {
 
     /// Nothing waits and nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.under_way.is_empty()
+        self.waits() == 0 && self.under_way.is_empty()
+    }
+
+    fn waits(&self) -> usize {
+        self.waiting.len() + self.grants.len()
     }
 
     /// The same before what waits already.
     pub(super) fn queue_first(&mut self, actions: Vec<Action>) {
-        let later = std::mem::take(&mut self.waiting);
+        let (later, later_grants) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.grants));
         self.queue(actions);
         self.waiting.extend(later);
+        self.grants.extend(later_grants);
     }
 
     pub(super) fn queue(&mut self, actions: Vec<Action>) {
         let now = self.clock.uptime();
         for action in actions {
-            if matches!(action, Action::Event(_)) {
-                if self.events.len() < MOST_EVENTS {
-                    self.events.push_back(action);
-                } else {
-                    self.observer.wrote("Event", WriteOutcome::Dropped);
-                }
-            } else {
-                self.waiting.push_back((now, action));
+            match action {
+                Action::Event(_) if self.events.len() < MOST_EVENTS => self.events.push_back(action),
+                Action::Event(_) => self.observer.wrote("Event", WriteOutcome::Dropped),
+                Action::Grant(_) => self.grants.push_back((now, action)),
+                _ => self.waiting.push_back((now, action)),
             }
         }
     }
@@ -124,7 +130,7 @@ impl Dispatch {
 
     /// When a pause ends.
     pub(super) fn due(&self) -> Option<Duration> {
-        let paused = self.paused.filter(|_| !self.waiting.is_empty())?;
+        let paused = self.paused.filter(|_| self.waits() > 0)?;
         Some(paused.saturating_sub(self.clock.uptime()))
     }
 
@@ -136,9 +142,13 @@ impl Dispatch {
         self.paused = None;
         // After failures one attempt tells whether the server is well again.
         let limit = if self.unwell > 0 { 1 } else { self.limit };
-        while self.under_way.len() < limit
-            && let Some((since, action)) = self.waiting.pop_front()
-        {
+        let (mut grants, mut others) = (0, 0);
+        for (_, action) in self.under_way.values() {
+            *if matches!(action, Action::Grant(_)) { &mut grants } else { &mut others } += 1;
+        }
+        let grants = self.grants.drain(..self.grants.len().min(limit.saturating_sub(grants)));
+        let others = self.waiting.drain(..self.waiting.len().min(limit.saturating_sub(others)));
+        for (since, action) in grants.chain(others) {
             let executor = self.executor.clone();
             let task = action.clone();
             let handle = self.running.spawn(async move { executor.execute(&task).await });
@@ -150,7 +160,7 @@ impl Dispatch {
             let executor = self.executor.clone();
             self.publishing.spawn(async move { executor.execute(&action).await });
         }
-        self.observer.queue(self.waiting.len(), self.under_way.len());
+        self.observer.queue(self.waits(), self.under_way.len());
     }
 
     /// Waits until at least one has ended.
@@ -175,6 +185,7 @@ impl Dispatch {
     /// Breaks everything off. The results of what the server did do come through the watch.
     pub(super) fn abandon(&mut self) {
         self.waiting.clear();
+        self.grants.clear();
         self.events.clear();
         self.running.abort_all();
         self.publishing.abort_all();
@@ -190,6 +201,7 @@ impl Dispatch {
     /// Begins nothing more and lets what is under way end, for at most `grace`.
     pub(super) async fn finish(&mut self, grace: Duration) {
         self.waiting.clear();
+        self.grants.clear();
         self.events.clear();
         let all = async {
             while self.running.join_next().await.is_some() {}

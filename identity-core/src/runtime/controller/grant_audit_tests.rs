@@ -170,6 +170,34 @@ async fn what_cannot_be_recorded_does_not_become_active_and_access_ends_all_the_
 }
 
 #[tokio::test(start_paused = true)]
+async fn access_ends_within_a_second_however_many_records_hang() {
+    let server = jit();
+    install(&server, 3600);
+    let book = Book::new(&server);
+    let rig = Rig::start(Source::kubernetes(server.client()), "a", |config| {
+        config.audit = Some(book.clone());
+        config.in_flight = 2;
+    });
+    server.put(GRANTS, approved("first"));
+    server.until("stamped", |server| stamps(server).iter().filter(|stamp| stamp["name"] == "first").count() == 2).await;
+    book.put(Disk::Last);
+    for name in ["second", "third", "fourth"] {
+        server.put(GRANTS, grant(name));
+    }
+    server
+        .until("all hang", |_| book.kept().iter().filter(|kept| &*kept.record.grant.name != "first").count() == 2)
+        .await;
+    edit(&server, "first", "revoked", json!({"by": "ann"}));
+    let began = tokio::time::Instant::now();
+    server.until("taken back", |server| stamps(server).iter().all(Value::is_null)).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let_it_settle().await;
+    assert_eq!(book.kept().iter().filter(|kept| &*kept.record.grant.name != "first").count(), 2, "no more at once");
+    rig.task.abort();
+    assert!(rig.task.await.unwrap_err().is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_controller_that_is_killed_between_record_and_write_leaves_a_record_too_many() {
     let server = jit();
     install(&server, 3600);
