@@ -52,7 +52,7 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use self::{args::Args, audit::Told, checkpoints::Leaving};
 
@@ -83,6 +83,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let redirect = Redirect::new(Redirect::METADATA, listen).context("--node-address")?;
     let source = args.source.open().await?;
     info!(version = VERSION, node = name, "identity-node");
+    if cfg!(feature = "unaudited") {
+        warn!("this build is for a benchmark and must not be shipped: --audit-log=never hands out unrecorded tokens");
+    }
 
     let mut registry = Registry::default();
     let NodeMetrics { runtime: observer, broker: metrics, events: event_metrics } =

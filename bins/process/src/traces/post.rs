@@ -1,11 +1,6 @@
 //! One batch of spans to a collector: OTLP/HTTP with protobuf (opentelemetry-proto, `docs/specification.md`).
 
-use std::{
-    fs::File,
-    io::Read as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs::File, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -22,6 +17,7 @@ use hyper_util::{
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
 use rustls::ClientConfig;
+use tokio::sync::Semaphore;
 
 use super::args::Target;
 
@@ -34,24 +30,43 @@ const HEADERS: u64 = 16 * 1024;
 
 /// A file with headers, whose values are secrets.
 #[derive(Clone, Debug)]
-pub(super) struct Headers(PathBuf);
+pub(super) struct Headers {
+    file: PathBuf,
+    /// One reads at a time: a file whose file system hangs takes one thread of those that may block, not all of them, which
+    /// others need (the journal's Events, names of hosts).
+    turn: Arc<Semaphore>,
+}
 
 impl Headers {
-    pub(super) const fn new(file: PathBuf) -> Self {
-        Self(file)
+    pub(super) fn new(file: PathBuf) -> Self {
+        Self { file, turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// Reads it. What it says is in no error.
     pub(super) fn read(&self) -> anyhow::Result<HeaderMap> {
-        let what = || self.0.display().to_string();
+        let what = || self.file.display().to_string();
         let mut text = String::new();
-        let file = File::open(&self.0).with_context(what)?;
+        let file = File::open(&self.file).with_context(what)?;
         file.take(HEADERS).read_to_string(&mut text).with_context(what)?;
         headers(&text).map_err(|line| anyhow::anyhow!("line {line} is not `Name: value`")).with_context(what)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.0
+    /// The same apart from those who must not wait; or why not, for the log.
+    async fn read_apart(&self) -> Result<HeaderMap, String> {
+        let Ok(turn) = Arc::clone(&self.turn).try_acquire_owned() else {
+            return Err(format!("{} is still being read: its file system does not answer", self.file.display()));
+        };
+        let this = self.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let headers = this.read();
+            // Also when nobody waits for it any more: then it is over all the same.
+            drop(turn);
+            headers
+        });
+        match reading.await {
+            Ok(headers) => headers.map_err(|error| format!("{error:#}")),
+            Err(_) => Err(format!("{} could not be read", self.file.display())),
+        }
     }
 }
 
@@ -115,16 +130,12 @@ impl Post {
 
     async fn exchange(&self, body: Bytes) -> Posted {
         let later = |why: String| Posted::Later { why, after: None };
-        let headers = match self.target.headers.clone() {
+        let headers = match &self.target.headers {
             None => HeaderMap::new(),
-            Some(file) => {
-                let shown = file.path().display().to_string();
-                match tokio::task::spawn_blocking(move || file.read()).await {
-                    Ok(Ok(headers)) => headers,
-                    Ok(Err(error)) => return later(format!("--otlp-headers-file: {error:#}")),
-                    Err(_) => return later(format!("--otlp-headers-file: {shown} could not be read")),
-                }
-            }
+            Some(file) => match file.read_apart().await {
+                Ok(headers) => headers,
+                Err(why) => return later(format!("--otlp-headers-file: {why}")),
+            },
         };
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = http::Method::POST;
@@ -153,5 +164,37 @@ impl Post {
             }
             status => Posted::Refused { why: format!("it answered {status}") },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use futures::FutureExt as _;
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_hangs_takes_one_thread() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("headers");
+        // Whoever opens it to read waits for one who writes.
+        mkfifo(&file, Mode::S_IRWXU).unwrap();
+        let headers = Headers::new(file.clone());
+        assert!(headers.read_apart().now_or_never().is_none(), "given up, as after the time for an exchange");
+        for _ in 0..3 {
+            let answer = headers.read_apart().now_or_never().expect("no other thread waits for it");
+            assert!(answer.unwrap_err().contains("still being read"));
+        }
+        File::options().write(true).open(&file).unwrap().write_all(b"api-key: abc\n").unwrap();
+        // When the file system answers again, so does this.
+        let ended =
+            tokio::time::timeout(Duration::from_secs(20), headers.turn.acquire()).await.expect("read in the end");
+        drop(ended);
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, "api-key: abc\n").unwrap();
+        assert_eq!(headers.read_apart().await.unwrap()["api-key"], "abc");
     }
 }
