@@ -173,7 +173,7 @@ impl Boxed<'_> {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     open: u32,
     closed: u32,
@@ -305,11 +305,11 @@ fn boxes_agree_with_the_clocks_on_the_wall() {
     let work = || {
         let mut seen = Seen::default();
         loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= CASES {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= CASES {
                 return seen;
             }
-            case(&mut Random(seed), &clocks, &mut seen);
+            case(&mut Random(number), &clocks, &mut seen);
         }
     };
     let seen = std::thread::scope(|scope| {
