@@ -1,12 +1,12 @@
 //! Where the journal is leaves the node, because it proves later that nothing up to there was cut off: as lines of the log, and,
 //! where the operator wants it, in a Lease at the API server.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use identity_broker::audit::journal::{Checkpoint, Journal};
+use identity_broker::audit::journal::{Checkpoint, Item, Journal, Reader};
 use identity_core::runtime::{
-    checkpoints::{Progress, Published, Publisher, run},
+    checkpoints::{HashOf, Progress, Published, Publisher, run},
     source::Source,
 };
 use tokio::{
@@ -58,6 +58,7 @@ impl CheckpointArgs {
                 anyhow::bail!("--audit-checkpoint-namespace needs an API server: there is none with --manifests");
             };
             let writes = Publisher::new(client.clone(), namespace, node).context("--audit-checkpoint-namespace")?;
+            let writes = writes.comparing(hashes(journal));
             let progress = Arc::<Progress>::default();
             leaving.tasks.push(tokio::spawn(run(writes, published, interval, progress.clone())));
             leaving.progress = Some(progress);
@@ -117,6 +118,26 @@ async fn say(
     }
 }
 
+/// What the journal has under a number. Reads its files from the first on: that is done once, when the daemon starts.
+fn hashes(journal: &Journal) -> HashOf {
+    let directory = Arc::<Path>::from(journal.directory());
+    Box::new(move |seq| {
+        let directory = directory.clone();
+        Box::pin(async move { tokio::task::spawn_blocking(move || hash_of(&directory, seq)).await.ok().flatten() })
+    })
+}
+
+fn hash_of(directory: &Path, seq: u64) -> Option<String> {
+    let mut reader = Reader::new(directory, None);
+    loop {
+        if let Item::Record(line, _) = reader.read().ok()??
+            && line.seq >= seq
+        {
+            return (line.seq == seq).then(|| line.hash.to_string());
+        }
+    }
+}
+
 fn line(checkpoint: &Checkpoint) {
     info!(
         target: "audit", journal = checkpoint.journal, seq = checkpoint.head.seq, head = %checkpoint.head.hash,
@@ -152,6 +173,17 @@ mod tests {
         closed.cancel();
         tokio::time::timeout(Duration::from_secs(10), saying).await.expect("it ends though the journal is held");
         assert_eq!(said.lock().unwrap().last(), Some(&last));
+    }
+
+    #[tokio::test]
+    async fn what_is_published_is_the_hash_of_a_record() {
+        let (_directory, journal) = journal();
+        let hash_of = hashes(&journal);
+        journal.close().await;
+        let last = journal.checkpoints().borrow().clone().expect("a checkpoint at the end").head;
+        assert_eq!(hash_of(last.seq).await, Some(last.hash.to_string()));
+        assert_ne!(hash_of(last.seq - 1).await, hash_of(last.seq).await);
+        assert_eq!(hash_of(last.seq + 1).await, None);
     }
 
     #[tokio::test]

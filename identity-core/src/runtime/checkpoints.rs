@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use http::Request;
 use identity_crd::policies::{
     CHECKPOINT_HEAD, CHECKPOINT_JOURNAL, CHECKPOINT_KEY, CHECKPOINT_LEASE, CHECKPOINT_SEQ, CHECKPOINT_TIME,
@@ -27,7 +28,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::{
     Backoff,
@@ -36,6 +37,8 @@ use super::{
 
 /// Of these fields; nobody else's.
 const FIELD_MANAGER: &str = "entra-pod-identity-audit";
+/// For reading what the journal has of a number: it may be in the last of many files.
+const READING: Duration = Duration::from_secs(30);
 /// For one request.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Between attempts, after failures.
@@ -114,10 +117,15 @@ impl Progress {
     }
 }
 
+/// What the journal has under a number: the hash of that record, as long as it has it.
+pub type HashOf = Box<dyn Fn(u64) -> BoxFuture<'static, Option<String>> + Send + Sync>;
+
 /// What is known of the Lease.
+#[derive(Default)]
 struct There {
     version: Option<String>,
     checkpoint: Option<(String, u64)>,
+    head: String,
 }
 
 /// Publishes for one node.
@@ -128,6 +136,9 @@ pub struct Publisher {
     name: String,
     /// What is there, as far as is known; `None`: to be asked.
     there: Option<There>,
+    hash_of: Option<HashOf>,
+    /// A head that is known to be the journal's, or was said not to be.
+    compared: Option<String>,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -147,7 +158,14 @@ impl Publisher {
         if name.len() > LONGEST_NAME {
             return Err(Error::Name(node.len()));
         }
-        Ok(Self { client, namespace, node, name, there: None })
+        Ok(Self { client, namespace, node, name, there: None, hash_of: None, compared: None })
+    }
+
+    /// What is found in the Lease is compared with the journal before it is overwritten: a number that is less than the
+    /// journal's says nothing of a journal whose end was cut off and that has grown since.
+    #[must_use]
+    pub fn comparing(self, hash_of: HashOf) -> Self {
+        Self { hash_of: Some(hash_of), ..self }
     }
 
     fn lease(&self) -> String {
@@ -159,9 +177,15 @@ impl Publisher {
     /// # Errors
     /// [`Error::Behind`], or why the request failed. What is there is then asked for the next time.
     pub async fn publish(&mut self, checkpoint: &Published) -> Result<bool, Error> {
-        let there = match self.there.take() {
-            Some(there) => there,
-            None => self.look().await?,
+        let there = if let Some(there) = self.there.take() {
+            there
+        } else {
+            let there = self.look().await?;
+            if let Some(contradiction) = self.contradiction(&there, checkpoint).await {
+                error!(lease = self.lease(), "{contradiction}");
+            }
+            self.compared = Some(there.head.clone());
+            there
         };
         match &there.checkpoint {
             Some((journal, seq)) if *journal == checkpoint.journal && *seq >= checkpoint.seq => {
@@ -174,10 +198,11 @@ impl Publisher {
                 return Err(Error::Behind { lease, published, at: checkpoint.seq });
             }
             Some((journal, seq)) if *journal != checkpoint.journal => {
-                info!(
+                warn!(
                     lease = self.lease(),
                     former = journal,
                     at = seq,
+                    head = there.head,
                     journal = checkpoint.journal,
                     "another journal is published than before"
                 );
@@ -187,13 +212,33 @@ impl Publisher {
         let request = self.request(checkpoint, there.version.as_deref());
         let written: Value = self.send(request).await?;
         self.there = Some(There::read(&written));
+        self.compared = Some(checkpoint.head.clone());
         Ok(true)
+    }
+
+    /// What is published of this journal and is not in it. Publishing goes on all the same: a power failure takes records as
+    /// well, and what was published is in what is said here.
+    async fn contradiction(&self, there: &There, checkpoint: &Published) -> Option<String> {
+        let (journal, seq) = there.checkpoint.as_ref()?;
+        let known = self.compared.as_ref() == Some(&there.head);
+        if *journal != checkpoint.journal || *seq > checkpoint.seq || known {
+            return None;
+        }
+        let reading = (self.hash_of.as_ref()?)(*seq);
+        let found = tokio::time::timeout(READING, reading).await.ok()??;
+        (found != there.head).then(|| {
+            format!(
+                "record {seq} of the audit journal was published with the hash {}, and has {found}: the journal was written \
+                 anew from there or before, or its end was cut off, or a power failure has taken it",
+                there.head
+            )
+        })
     }
 
     async fn look(&self) -> Result<There, Error> {
         match self.send(self.collection().get(&self.name, &GetParams::default()).map_err(|e| e.to_string())).await {
             Ok(object) => Ok(There::read(&object)),
-            Err(Error::Request { failure: Failure::NotFound(_), .. }) => Ok(There { version: None, checkpoint: None }),
+            Err(Error::Request { failure: Failure::NotFound(_), .. }) => Ok(There::default()),
             Err(error) => Err(error),
         }
     }
@@ -238,6 +283,7 @@ impl There {
         Self {
             version: object["metadata"]["resourceVersion"].as_str().map(str::to_owned),
             checkpoint: seq.map(|seq| (text(CHECKPOINT_JOURNAL).to_owned(), seq)),
+            head: text(CHECKPOINT_HEAD).to_owned(),
         }
     }
 }

@@ -64,6 +64,35 @@ async fn nothing_is_overwritten_unread() {
     assert_eq!(publisher.publish(&checkpoint("j", 13)).await, Ok(true));
 }
 
+#[tokio::test]
+async fn a_journal_that_has_grown_after_its_end_was_cut_off_is_noticed() {
+    let server = Server::new();
+    publisher(&server).publish(&checkpoint("j", 9)).await.unwrap();
+    let having = |hash: Option<&str>| {
+        let hash = hash.map(str::to_owned);
+        publisher(&server).comparing(Box::new(move |seq| {
+            assert_eq!(seq, 9, "what is published");
+            Box::pin(std::future::ready(hash.clone()))
+        }))
+    };
+    let said = async |publisher: &Publisher, next: &Published| {
+        publisher.contradiction(&publisher.look().await.unwrap(), next).await
+    };
+    let (same, other) = (checkpoint("j", 9).head, "e".repeat(64));
+    for next in [checkpoint("j", 9), checkpoint("j", 12)] {
+        assert_eq!(said(&having(Some(&same)), &next).await, None);
+        assert_eq!(said(&having(None), &next).await, None, "older files go");
+        let text = said(&having(Some(&other)), &next).await.expect("another record has that number");
+        assert!(text.starts_with("record 9 ") && text.contains(&same) && text.contains(&other), "{text}");
+    }
+    assert_eq!(said(&having(Some(&other)), &checkpoint("k", 12)).await, None, "another journal has other records");
+    // It is said once, and publishing goes on.
+    let mut publisher = having(Some(&other));
+    assert_eq!(publisher.publish(&checkpoint("j", 12)).await, Ok(true));
+    assert_eq!(said(&publisher, &checkpoint("j", 13)).await, None);
+    assert_eq!(published(&server).as_deref(), Some("12"));
+}
+
 #[test]
 fn a_name_that_is_too_long_is_said() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
