@@ -2,13 +2,18 @@
 //!
 //! Addresses are drawn at random over all pods, so that caches hold what they would hold, and requests are of the kinds
 //! that a node sees: no identity named (one or two identities with weights), one named by client id, and resources that a
-//! list of audiences limits, one in sixteen of them refused. `find` and `floor` say what of it is memory.
+//! list of audiences limits, one in sixteen of them refused. `find` and `floor` are parts of it. In `lookup`, `find` and
+//! `floor` the processor begins one request before it is done with the one before, in `chained` and `chained_floor` it cannot:
+//! which request is next is read from the answer.
 
 use std::{hint::black_box, net::Ipv4Addr, sync::Arc};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use identity_core::{
-    lookup::{Allow, Binding, Caller, Decision, NodeIndex, Options, Published, Request, RequestedIdentity, Source},
+    lookup::{
+        Allow, Assignment, Binding, Caller, Decision, Deny, NodeIndex, Options, Published, Request, RequestedIdentity,
+        Source,
+    },
     pod::{Pod, PodPhase, PodRef},
 };
 use identity_crd::{
@@ -239,6 +244,17 @@ fn decide(published: &Published, client_ids: &[String], drawn: Drawn) -> Decisio
     published.load().decide(&caller, &request, Timestamp::UNIX_EPOCH)
 }
 
+/// The request after `next`. It is always the one that follows, but that depends on what was `read`: its highest bit, which
+/// is never set.
+fn after(next: usize, read: usize) -> usize {
+    (next + 1 + (read >> (usize::BITS - 1))) % DRAWN
+}
+
+/// What is read from an answer: how often its pod and its assignment are used, each in memory of that pod alone.
+fn read(pod: &Arc<PodRef>, assignment: &Arc<Assignment>) -> usize {
+    Arc::strong_count(pod) | Arc::strong_count(assignment)
+}
+
 fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
     for pods in SIZES {
@@ -282,24 +298,27 @@ fn find(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What no way of deciding can do without on this machine, as long as an answer owns its pod and its assignment: the same
-/// addresses in the same order, an array in place of the table, no decision, and the same objects in memory are owned and let
-/// go.
+/// What a decision by the number of the pod owns.
+fn owned(published: &Published, client_ids: &[String], pods: usize) -> Vec<(Arc<PodRef>, Arc<Assignment>)> {
+    let one = |number| {
+        let address = address(number).to_bits();
+        match decide(published, client_ids, Drawn { address, resource: 1, named: 0 }) {
+            Decision::Allow(Allow { pod, source: Source::Assignment(assignment), .. }) => (pod, assignment),
+            other => panic!("{other:?}"),
+        }
+    };
+    (0..pods).map(one).collect()
+}
+
+/// The same addresses in the same order, an array in place of the table and no decision: the same objects in memory are owned
+/// and let go.
 fn floor(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("floor");
     for pods in [SIZES[0], SIZES[2]] {
         let published = Published::default();
         index(pods).publish(&published);
         let (client_ids, requests) = draw(pods);
-        let owned: Vec<_> = (0..pods)
-            .map(|number| {
-                let address = address(number).to_bits();
-                match decide(&published, &client_ids, Drawn { address, resource: 1, named: 0 }) {
-                    Decision::Allow(Allow { pod, source: Source::Assignment(assignment), .. }) => (pod, assignment),
-                    other => panic!("{other:?}"),
-                }
-            })
-            .collect();
+        let owned = owned(&published, &client_ids, pods);
         let first = address(0).to_bits();
         let mut next = 0;
         group.bench_function(BenchmarkId::from_parameter(pods), |bencher| {
@@ -308,6 +327,53 @@ fn floor(criterion: &mut Criterion) {
                 let at = usize::try_from(requests[next].address - first).expect("below the number of pods");
                 let (pod, assignment) = &owned[at];
                 black_box((Arc::clone(pod), Arc::clone(assignment)))
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A decision from its beginning to its end, and none in the meantime.
+fn chained(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("chained");
+    for pods in [SIZES[0], SIZES[2]] {
+        let published = Published::default();
+        index(pods).publish(&published);
+        let (client_ids, requests) = draw(pods);
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(pods), |bencher| {
+            bencher.iter(|| {
+                let decision = decide(&published, &client_ids, requests[next]);
+                let read = match &decision {
+                    Decision::Allow(Allow { pod, source: Source::Assignment(assignment), .. })
+                    | Decision::Deny(Deny::Audience(pod, assignment)) => read(pod, assignment),
+                    other => panic!("{other:?}"),
+                };
+                next = after(next, read);
+                black_box(decision)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The same of [`floor`]: what no way of deciding can do without on this machine, as long as an answer owns its pod and its
+/// assignment, and the next question comes after it.
+fn chained_floor(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("chained_floor");
+    for pods in [SIZES[0], SIZES[2]] {
+        let published = Published::default();
+        index(pods).publish(&published);
+        let (client_ids, requests) = draw(pods);
+        let owned = owned(&published, &client_ids, pods);
+        let (first, mut next) = (address(0).to_bits(), 0);
+        group.bench_function(BenchmarkId::from_parameter(pods), |bencher| {
+            bencher.iter(|| {
+                let at = usize::try_from(requests[next].address - first).expect("below the number of pods");
+                let (pod, assignment) = &owned[at];
+                let answer = (Arc::clone(pod), Arc::clone(assignment));
+                next = after(next, read(&answer.0, &answer.1));
+                black_box(answer)
             });
         });
     }
@@ -400,5 +466,5 @@ fn identities(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, find, floor, identities, publish);
+criterion_group!(benches, lookup, find, floor, chained, chained_floor, identities, publish);
 criterion_main!(benches);

@@ -207,6 +207,16 @@ fn lookup_row(estimate: &Estimate) -> Option<Row> {
             );
             (format!("lookup_floor_ns_{count}"), what, "ns", 1.0, None)
         }
+        "chained" => {
+            let what = format!("address to decision, each address known only after the decision before, {count} pods");
+            (format!("lookup_chained_ns_{count}"), what, "ns", 1.0, None)
+        }
+        "chained_floor" => {
+            let what = format!(
+                "no decision: the same from an array, each address known only after the one before is owned, {count} pods"
+            );
+            (format!("lookup_chained_floor_ns_{count}"), what, "ns", 1.0, None)
+        }
         "identities" => {
             let what = format!("address to decision, 250 pods with {count} identities each");
             (format!("lookup_ns_identities_{count}"), what, "ns", 1.0, None)
@@ -324,6 +334,14 @@ mod tests {
             r#"{"median":{"point_estimate":42.5,"confidence_interval":{"lower_bound":41.0,"upper_bound":44.0}}}"#,
         )
         .unwrap();
+        for (benchmark, id) in [
+            ("find/10", "lookup_find_ns_10"),
+            ("floor/100000", "lookup_floor_ns_100000"),
+            ("chained/100000", "lookup_chained_ns_100000"),
+            ("chained_floor/10", "lookup_chained_floor_ns_10"),
+        ] {
+            assert_eq!(lookup_row(&Estimate { id: benchmark.into(), ..estimate.clone() }).unwrap().id, id);
+        }
         let row = lookup_row(&estimate).unwrap();
         assert_eq!(
             (row.id.as_str(), row.value, row.min, row.max, row.met),
