@@ -97,8 +97,12 @@ pub fn machine_distance(time: &str) -> Result<SignedDuration, String> {
 /// # Errors
 /// The file cannot be written.
 pub fn set(place: &Place, distance: SignedDuration) -> Result<(), Error> {
+    // Up to the next millisecond: who sets a clock to a time never sees it before that time.
+    let (down, rest) = (distance.as_nanos().div_euclid(1_000_000), distance.as_nanos().rem_euclid(1_000_000));
+    let millis = down + i128::from(rest > 0);
+    let sign = if millis < 0 { '-' } else { '+' };
     // Renamed into its place: nobody reads half a number.
-    let text = format!("{:+.3}\n", distance.as_secs_f64());
+    let text = format!("{sign}{}.{:03}\n", millis.abs() / 1000, millis.abs() % 1000);
     Ok(files::write(&place.file(CLOCK), text.as_bytes(), 0o644, place.root())?)
 }
 
@@ -123,6 +127,12 @@ mod tests {
         assert!(far(&clock).abs() < 1.0);
         set(&place, SignedDuration::from_millis(-90_500)).unwrap();
         assert!((far(&clock) + 90.5).abs() < 1.0);
+        for (nanos, written) in
+            [(1, "+0.001\n"), (-1, "+0.000\n"), (-1_999_999, "-0.001\n"), (61_000_400_000, "+61.001\n")]
+        {
+            set(&place, SignedDuration::from_nanos(nanos)).unwrap();
+            assert_eq!(std::fs::read_to_string(clock.file().unwrap()).unwrap(), written);
+        }
         let clock = LabClock::start(&place, "2026-11-27T23:59:00-08:00").unwrap();
         let shown = clock.now().duration_since("2026-11-28T07:59:00Z".parse().unwrap());
         assert!(shown.as_secs_f64().abs() < 1.0, "{shown}");
