@@ -61,10 +61,11 @@ pub(super) struct World {
     candidate: Option<(Version, Vec<Duration>)>,
     demanded: bool,
     called_refused: bool,
+    called_unreadable: bool,
     next: Version,
 }
 
-fn error(text: &str) -> TokenError {
+pub(super) fn error(text: &str) -> TokenError {
     TokenError::Unavailable { message: text.to_owned(), retry_after: Duration::from_secs(1) }
 }
 
@@ -92,6 +93,7 @@ impl World {
             candidate: None,
             demanded: false,
             called_refused: false,
+            called_unreadable: false,
             next: 1,
         }
     }
@@ -272,8 +274,19 @@ impl World {
                     if let Saying::Rotated { version } = &saying {
                         assert!(self.proven.contains(version) && Some(*version) == after, "{version} was not proven");
                     }
-                    assert!(!self.said_of_this.contains(&saying), "{saying:?} is said twice");
-                    self.said_of_this.push(saying.clone());
+                    // A source can be lost and found again, and lost again, without a change: of that each is said in turn.
+                    match &saying {
+                        Saying::Unreadable { .. } => {
+                            assert!(!std::mem::replace(&mut self.called_unreadable, true), "said twice: {saying:?}");
+                        }
+                        Saying::Readable => {
+                            assert!(std::mem::take(&mut self.called_unreadable), "nobody was told it was not readable");
+                        }
+                        _ => {
+                            assert!(!self.said_of_this.contains(&saying), "{saying:?} is said twice");
+                            self.said_of_this.push(saying.clone());
+                        }
+                    }
                     self.said.push(saying);
                 }
             }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::{
-    model::{Holds, MINUTE, Op, World},
+    model::{self, Holds, MINUTE, Op, World},
     *,
 };
 
@@ -59,6 +59,10 @@ proptest! {
         }
         prop_assert_eq!((world.tries.len(), world.said.len()), (tries, said));
     }
+}
+
+fn error_text(text: &str) -> String {
+    model::error(text).to_string()
 }
 
 fn settle(world: &mut World) {
@@ -199,6 +203,40 @@ fn a_reading_that_failed_is_repeated_by_itself() {
         }
         assert_eq!(world.machine.current(), Some(2), "{freshness:?}");
     }
+}
+
+#[test]
+fn each_loss_of_the_source_is_said_and_each_return() {
+    let mut world = World::new(Freshness::Followed, 7);
+    world.ask();
+    world.apply(Op::Put(Some(0)));
+    let told = |world: &World| {
+        let kind = |saying: &Saying| match saying {
+            Saying::Unreadable { message } => message.to_string(),
+            Saying::Readable => "readable".to_owned(),
+            other => panic!("{other:?}"),
+        };
+        world.said.iter().map(kind).collect::<Vec<_>>()
+    };
+    let gone = error_text("gone");
+    settle(&mut world);
+    assert_eq!(told(&world), [gone.clone(), "readable".to_owned()]);
+    // What it holds stays the same; it is lost for a while, twice.
+    for _ in 0..2 {
+        world.apply(Op::Source(false));
+        world.apply(Op::Revoke);
+        for _ in 0..10 {
+            world.ask();
+            world.advance(MINUTE);
+        }
+        world.apply(Op::Source(true));
+        for _ in 0..3 {
+            settle(&mut world);
+            world.advance(MINUTE);
+        }
+    }
+    let (lost, found) = (error_text("down"), "readable".to_owned());
+    assert_eq!(told(&world), [gone, found.clone(), lost.clone(), found.clone(), lost, found]);
 }
 
 #[test]
