@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use identity_core::lookup::Identity;
+use identity_core::lookup::{CredentialSource, Federation, Identity};
 use tokio::time::Instant;
 
 /// The most credentials that are remembered; then those that were used longest ago are forgotten, and are new again.
@@ -42,9 +42,16 @@ impl Spreading {
     /// subject is another matter, and so is another `version`; where one assertion is as good as the next there is none.
     pub(super) fn shown(&self, identity: &Identity, version: u64) -> Shown {
         let object = &identity.object;
+        let credential = match &identity.credential {
+            // Entra knows the service account and not its pods: the next pod's token is as new as the last one's.
+            CredentialSource::Federated(Federation { subject, audience, pod: Some(pod) }) => {
+                format!("{subject:?}/{audience:?}/{}/{}", pod.namespace, pod.service_account)
+            }
+            other => format!("{other:?}"),
+        };
         let what = format!(
-            "{}/{}/{}/{:?}/{:?}/{:?}/{version}",
-            object.namespace, object.name, object.uid, identity.client_id, identity.tenant_id, identity.credential
+            "{}/{}/{}/{:?}/{:?}/{:?}/{credential}/{version}",
+            object.namespace, object.name, object.uid, identity.client_id, identity.tenant_id, identity.authority
         );
         let shown = crate::digest::first64(what.as_bytes());
         let (mut seen, now) = (self.lock(), Instant::now());
@@ -75,6 +82,9 @@ impl Spreading {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use identity_core::{lookup::FederatedSubject, pod::PodRef};
     use identity_crd::IdentityType;
 
     use super::*;
@@ -109,6 +119,35 @@ mod tests {
         assert!(spreading.is_new(spreading.shown(&identity("other"), 1)));
         let none = Spreading::new(Duration::ZERO);
         assert!(!none.is_new(none.shown(&identity("one"), 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_come_and_go_make_nothing_new() {
+        let of = |pod: &str, service_account: &str| {
+            let pod = PodRef {
+                namespace: "ns".into(),
+                name: pod.into(),
+                uid: pod.into(),
+                service_account: service_account.into(),
+            };
+            let mut identity = identity("federated");
+            identity.credential = CredentialSource::Federated(Federation {
+                subject: FederatedSubject::Pod,
+                audience: "x".into(),
+                pod: Some(Arc::new(pod)),
+            });
+            identity
+        };
+        let spreading = Spreading::new(LONG);
+        spreading.shown(&of("job-1", "sa"), 0);
+        tokio::time::advance(LONG).await;
+        // A job's pods each live for a minute: that their subject is not known is told all the same.
+        assert!(!spreading.is_new(spreading.shown(&of("job-2", "sa"), 0)));
+        assert!(spreading.is_new(spreading.shown(&of("job-2", "another"), 0)));
+        // Another cloud's Entra has to learn of it too.
+        let mut moved = of("job-2", "sa");
+        moved.authority = Some("https://login.microsoftonline.us".into());
+        assert!(spreading.is_new(spreading.shown(&moved, 0)));
     }
 
     #[tokio::test(start_paused = true)]
