@@ -10,8 +10,7 @@ use super::{post::Headers, sampler::Sampler};
 /// Where spans go, and which.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct OtlpArgs {
-    /// Send the spans of requests to this collector: http(s)://HOST[:PORT][/PATH], to which /v1/traces is added. Off by
-    /// default
+    /// Send the spans of requests to the collector at this http or https URL, to which /v1/traces is added. Off by default
     #[arg(long = "otlp-endpoint", value_name = "URL", value_parser = endpoint, env = "ENTRA_POD_IDENTITY_OTLP_ENDPOINT")]
     endpoint: Option<Uri>,
 
