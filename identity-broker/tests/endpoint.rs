@@ -519,12 +519,7 @@ async fn connections_are_limited_and_counted() {
     let mut second = Client::connect(bench.server.address).await;
     assert_eq!(first.exchange(&token(QUERY)).await.status, 200);
     assert_eq!(second.exchange(&token(QUERY)).await.status, 200);
-    let mut third = Client::connect(bench.server.address).await;
-    let answer = third.read().await.unwrap();
-    let (status, error, description) = answer.error();
-    assert_eq!((status, &*error), (429, "too_many_requests"), "{description}");
-    assert_eq!(answer.headers["retry-after"], "1");
-    assert!(third.closed().await);
+    assert!(Client::connect(bench.server.address).await.closed().await);
     assert_eq!(bench.server.metrics.turned(Turned::PerPeer), 1);
     drop(first);
     until("freed", || bench.server.metrics.connections.get() == 1).await;

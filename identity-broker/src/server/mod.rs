@@ -117,7 +117,6 @@ pub async fn serve<D, T, A, C>(
             Err(turned) => {
                 metrics.turned_away(turned);
                 tracing::trace!(%peer, reason = turned.as_str(), "turned away");
-                decline(stream, turned);
                 continue;
             }
         };
@@ -226,46 +225,12 @@ fn going_to(config: &ServerConfig, original: &impl OriginalDestination, stream: 
     }
 }
 
-/// The last answer of a connection that is not served.
-fn farewell(status: &str, more: &str, error: &str, description: &str) -> String {
-    let body = format!(r#"{{"error":"{error}","error_description":"{description}"}}"#);
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {JSON}\r\nServer: {SERVER_NAME}\r\n{more}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
-}
-
-/// Says that there are too many connections, if that can be said at once, and closes: whoever opens too many gets no task
-/// and no time.
-fn decline(stream: TcpStream, turned: Turned) {
-    let answer = match turned {
-        Turned::Total => farewell(
-            "503 Service Unavailable",
-            "Retry-After: 1\r\n",
-            "service_unavailable",
-            "The node has too many connections; try again",
-        ),
-        Turned::PerPeer | Turned::Direct => farewell(
-            "429 Too Many Requests",
-            "Retry-After: 1\r\n",
-            "too_many_requests",
-            "This pod has too many connections; keep them, or close those that are not needed",
-        ),
-    };
-    // It does not block: tokio has seen to that.
-    let Ok(mut stream) = stream.into_std() else { return };
-    let _ = io::Write::write_all(&mut stream, answer.as_bytes());
-    // Closing with unread input would reset the connection and lose the answer. What comes later does that all the same.
-    let _ = io::Read::read(&mut stream, &mut [0; 4096]);
-}
-
 /// Says why, and closes. No request is read for its meaning.
 async fn turn_away(mut stream: TcpStream) {
-    let answer = farewell(
-        "403 Forbidden",
-        "",
-        "access_denied",
-        "This port serves only what is redirected from the metadata address",
+    let body = r#"{"error":"access_denied","error_description":"This port serves only what is redirected from the metadata address"}"#;
+    let answer = format!(
+        "HTTP/1.1 403 Forbidden\r\nContent-Type: {JSON}\r\nServer: {SERVER_NAME}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
     );
     let exchange = async {
         // Something of the request has to be there, or some clients take the answer for none.
