@@ -16,9 +16,11 @@ use identity_broker::{
 };
 use identity_core::{grant::Record, runtime::controller::GrantAudit};
 use identity_process::{
-    AuditFailure, JournalArgs, lost_log_lines,
+    AuditFailure, JournalArgs, log_checkpoint, lost_log_lines,
     metrics::{Journalled, Publication},
+    tell_checkpoints,
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 /// Whether records are lines of the log.
@@ -51,6 +53,10 @@ impl AuditArgs {
     /// Opens what was chosen, in the name of this holder of the lease.
     pub(crate) async fn open(&self, holder: &str) -> anyhow::Result<Arc<Audit>> {
         let journal = self.journal.open(holder, self.audit_on_failure).await?;
+        let (closed, telling) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(journal) = &journal {
+            telling.spawn(tell_checkpoints(journal.checkpoints(), closed.clone(), log_checkpoint));
+        }
         let to_log = journal.is_none() || self.audit_log == ToLog::Always;
         Ok(Arc::new(Audit {
             controller: holder.to_owned(),
@@ -58,6 +64,8 @@ impl AuditArgs {
             to_log,
             on_failure: self.audit_on_failure,
             lost: [AtomicU64::new(0), AtomicU64::new(0)],
+            closed,
+            telling,
         }))
     }
 }
@@ -71,14 +79,21 @@ pub(crate) struct Audit {
     on_failure: AuditFailure,
     /// Of the journal, of the log.
     lost: [AtomicU64; 2],
+    /// No checkpoint follows.
+    closed: CancellationToken,
+    telling: TaskTracker,
 }
 
 impl Audit {
-    /// Writes what waits, and says that it stops.
+    /// Writes what waits, says that it stops, and tells the log of the last checkpoint.
     pub(crate) async fn close(&self) {
         if let Some(journal) = &self.journal {
             journal.close().await;
         }
+        self.closed.cancel();
+        self.telling.close();
+        // It has nothing to wait for any more.
+        self.telling.wait().await;
     }
 
     async fn write(&self, record: &GrantRecord<'_>) -> Result<(), AuditError> {

@@ -8,9 +8,9 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use http::Uri;
-use identity_broker::{LimitsConfig, OnAuditFailure, Rate};
+use identity_broker::{LimitsConfig, Rate};
 use identity_netfilter::{Backend, Redirect};
-use identity_process::{LogArgs, ProbeArgs, SourceArgs, TraceArgs, UpstreamArgs, duration_within};
+use identity_process::{AuditFailure, LogArgs, ProbeArgs, SourceArgs, TraceArgs, UpstreamArgs, duration_within};
 
 use crate::{audit::AuditArgs, events::EventArgs, metadata::MetadataArgs};
 
@@ -127,24 +127,6 @@ pub(crate) struct NetfilterArgs {
     /// Take this program's rules away, nothing else, and exit. From then on pods reach the node's own endpoint directly
     #[arg(long)]
     pub(crate) remove_rules: bool,
-}
-
-/// What happens to an audit record that cannot be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AuditFailure {
-    /// No token without its record
-    Deny,
-    /// The token leaves all the same
-    Allow,
-}
-
-impl From<AuditFailure> for OnAuditFailure {
-    fn from(choice: AuditFailure) -> Self {
-        match choice {
-            AuditFailure::Deny => Self::Deny,
-            AuditFailure::Allow => Self::Allow,
-        }
-    }
 }
 
 /// Where tokens come from.

@@ -1,25 +1,22 @@
 //! The audit: the log, or a journal on the node, or both.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use anyhow::Context as _;
 use clap::ValueEnum;
 use identity_broker::{
-    AuditError, AuditRecord, AuditSink, FanOut, LogAudit, OnAuditFailure, Policy,
+    AuditError, AuditRecord, AuditSink, FanOut, LogAudit, Policy,
     audit::{
-        journal::{Checkpoint, Journal, JournalConfig, JournalError, SigningKey, Stats},
+        journal::{Checkpoint, Journal, Stats},
         json,
         series::EventMetrics,
     },
 };
 use identity_core::runtime::checkpoints::Progress;
 use identity_process::{
-    Format, LogLines, VERSION, duration_within, lost_log_lines,
+    AuditFailure, Format, JournalArgs, LogLines, lost_log_lines,
     metrics::{Journalled, Publication},
-    now,
 };
-use jiff::SignedDuration;
-use tracing::{error, info};
+use tracing::error;
 
 use crate::{checkpoints::CheckpointArgs, events::WithEvents};
 
@@ -39,60 +36,12 @@ pub(crate) enum ToLog {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Audit")]
 pub(crate) struct AuditArgs {
-    /// Directory of a tamper-evident journal, made if need be; one for each daemon. Without it records are lines of the log
-    #[arg(long, value_name = "DIR", env = "ENTRA_POD_IDENTITY_AUDIT_JOURNAL")]
-    pub(crate) audit_journal: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) journal: JournalArgs,
 
     /// Whether records are lines of the log (target `audit`)
     #[arg(long, value_name = "WHEN", default_value = "auto", env = "ENTRA_POD_IDENTITY_AUDIT_LOG")]
     audit_log: ToLog,
-
-    /// Size from which on a file of the journal is followed by the next
-    #[arg(
-        long, value_name = "SIZE", default_value = "64MiB", value_parser = size, requires = "audit_journal",
-        env = "ENTRA_POD_IDENTITY_AUDIT_JOURNAL_MAX_SIZE"
-    )]
-    audit_journal_max_size: u64,
-
-    /// Age from which on it is
-    #[arg(
-        long, value_name = "DURATION", default_value = "24h", value_parser = age, requires = "audit_journal",
-        env = "ENTRA_POD_IDENTITY_AUDIT_JOURNAL_MAX_AGE"
-    )]
-    audit_journal_max_age: SignedDuration,
-
-    /// How many files of the journal are kept; older ones are removed
-    #[arg(
-        long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..),
-        requires = "audit_journal", env = "ENTRA_POD_IDENTITY_AUDIT_JOURNAL_KEEP"
-    )]
-    audit_journal_keep: u64,
-
-    /// How often the journal is synced to the disk (at most 1m): what a power failure may take. 0s: before each answer
-    #[arg(
-        long, value_name = "DURATION", default_value = "1s", value_parser = interval, requires = "audit_journal",
-        env = "ENTRA_POD_IDENTITY_AUDIT_SYNC_INTERVAL"
-    )]
-    audit_sync_interval: Duration,
-
-    /// Whether a request may write its own record when nobody else writes (on a runtime of several threads, and with a sync
-    /// interval). `false`: a thread of the journal writes all, which costs more, and a disk that hangs holds up no other thread
-    #[arg(
-        long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, requires = "audit_journal",
-        env = "ENTRA_POD_IDENTITY_AUDIT_INLINE"
-    )]
-    audit_inline: bool,
-
-    /// Ed25519 private key (PEM) that signs checkpoints of the journal; read when the daemon starts
-    #[arg(long, value_name = "FILE", requires = "audit_journal", env = "ENTRA_POD_IDENTITY_AUDIT_KEY_FILE")]
-    audit_key_file: Option<PathBuf>,
-
-    /// How often there is a checkpoint (from 1s to 1h); each is a line of the log as well
-    #[arg(
-        long, value_name = "DURATION", default_value = "1m", value_parser = checkpoints, requires = "audit_journal",
-        env = "ENTRA_POD_IDENTITY_AUDIT_CHECKPOINT_INTERVAL"
-    )]
-    pub(crate) audit_checkpoint_interval: Duration,
 
     #[command(flatten)]
     pub(crate) checkpoints: CheckpointArgs,
@@ -108,24 +57,9 @@ impl AuditArgs {
         &self,
         node: &str,
         format: Format,
-        on_failure: OnAuditFailure,
+        on_failure: AuditFailure,
     ) -> anyhow::Result<(Sinks, Option<Arc<Journal>>)> {
-        let log = ProcessAudit::new(format);
-        let journal = match self.config(node)? {
-            None => None,
-            // It reads the last file.
-            Some(config) => match tokio::task::spawn_blocking(move || Journal::open(config, now)).await? {
-                Ok(journal) => Some(Arc::new(journal)),
-                Err(failed @ JournalError::Io { .. }) if on_failure == OnAuditFailure::Allow => {
-                    error!(error = %failed, "audit records go to the log, as --audit-on-failure=allow says");
-                    None
-                }
-                Err(failed) => return Err(failed).context("--audit-journal"),
-            },
-        };
-        if let Some(journal) = &journal {
-            info!(directory = %journal.directory().display(), "audit journal");
-        }
+        let journal = self.journal.open(node, on_failure).await?;
         let to_log = match self.audit_log {
             ToLog::Auto => journal.is_none(),
             ToLog::Always => true,
@@ -136,55 +70,10 @@ impl AuditArgs {
             error!("NO TOKEN IS RECORDED: this build is for a benchmark, and --audit-log=never says so");
         }
         let policy = if journal.is_some() { Policy::BestEffort } else { Policy::Required };
-        let sinks = FanOut::new((journal.clone(), Policy::Required), (to_log.then_some(log), policy));
+        let sinks =
+            FanOut::new((journal.clone(), Policy::Required), (to_log.then(|| ProcessAudit::new(format)), policy));
         Ok((sinks, journal))
     }
-
-    fn config(&self, node: &str) -> anyhow::Result<Option<JournalConfig>> {
-        let Some(directory) = &self.audit_journal else { return Ok(None) };
-        let key = self.audit_key_file.as_ref().map(|file| {
-            let named = || format!("--audit-key-file {}", file.display());
-            let pem = std::fs::read(file).with_context(named)?;
-            SigningKey::from_pem(&pem).map(Arc::new).with_context(named)
-        });
-        Ok(Some(JournalConfig {
-            version: VERSION.to_owned(),
-            max_size: self.audit_journal_max_size,
-            max_age: self.audit_journal_max_age,
-            keep: self.audit_journal_keep,
-            sync_interval: self.audit_sync_interval,
-            key: key.transpose()?,
-            checkpoint_interval: self.audit_checkpoint_interval,
-            inline: self.audit_inline,
-            ..JournalConfig::new(directory, node)
-        }))
-    }
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let unit: u64 = match &text[digits..] {
-        "" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err("write 64MiB, 512KiB, 1GiB or a number of bytes".to_owned()),
-    };
-    let bytes = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    bytes.filter(|bytes| (64 << 10..=16 << 30).contains(bytes)).ok_or_else(|| "from 64KiB to 16GiB".to_owned())
-}
-
-fn age(text: &str) -> Result<SignedDuration, String> {
-    let age: SignedDuration = text.parse().map_err(|error| format!("{error}; write 24h or 168h"))?;
-    if age < SignedDuration::from_mins(1) { Err("at least 1m".to_owned()) } else { Ok(age) }
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    duration_within(text, Duration::ZERO..=Duration::from_mins(1))
-}
-
-fn checkpoints(text: &str) -> Result<Duration, String> {
-    duration_within(text, Duration::from_secs(1)..=Duration::from_hours(1))
 }
 
 /// How they fare, for metrics.
@@ -278,25 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
-        assert!(parse(&[]).is_ok());
-        for (flags, good) in [
-            (&["--audit-journal-max-size", "1KiB"][..], false),
-            (&["--audit-journal-max-size", "64MB"], false),
-            (&["--audit-journal-max-size", "128KiB"], true),
-            (&["--audit-journal-max-age", "30s"], false),
-            (&["--audit-journal-max-age", "168h"], true),
-            (&["--audit-journal-keep", "1"], false),
-            (&["--audit-sync-interval", "2m"], false),
-            (&["--audit-sync-interval", "0s"], true),
-            (&["--audit-checkpoint-interval", "500ms"], false),
-            (&["--audit-log", "never"], cfg!(feature = "unaudited")),
-            (&["--audit-inline", "false"], true),
-            (&["--audit-inline", "perhaps"], false),
-        ] {
-            assert_eq!(parse(&[&["--audit-journal", "d"], flags].concat()).is_ok(), good, "{flags:?}");
-        }
-        assert!(parse(&["--audit-key-file", "k"]).is_err(), "a key without a journal signs nothing");
+    fn only_a_build_for_the_benchmark_can_do_without() {
+        assert_eq!(parse(&["--audit-log", "never"]).is_ok(), cfg!(feature = "unaudited"));
+        assert!(
+            parse(&["--audit-checkpoint-namespace", "audit"]).is_err(),
+            "there is nothing to publish without a journal"
+        );
     }
 
     #[test]
@@ -311,20 +187,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_journal_that_cannot_be_opened_stops_the_daemon_unless_tokens_may_leave_without_a_record() {
-        let args = parse(&["--audit-journal", "/proc/journal"]).unwrap();
-        let error = args.open("n", Format::Json, OnAuditFailure::Deny).await.unwrap_err();
-        assert!(format!("{error:#}").starts_with("--audit-journal: audit journal /proc/journal: "), "{error:#}");
-        let (_, journal) = args.open("n", Format::Json, OnAuditFailure::Allow).await.unwrap();
-        assert!(journal.is_none());
-    }
-
-    #[tokio::test]
     async fn records_are_in_the_journal() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().to_str().unwrap().to_owned();
         let (sinks, journal) =
-            parse(&["--audit-journal", &path]).unwrap().open("n", Format::Json, OnAuditFailure::Deny).await.unwrap();
+            parse(&["--audit-journal", &path]).unwrap().open("n", Format::Json, AuditFailure::Deny).await.unwrap();
         sinks.record(&record()).await.unwrap();
         journal.unwrap().close().await;
         let text = std::fs::read_to_string(directory.path().join("journal-00000001.jsonl")).unwrap();
@@ -358,14 +225,5 @@ mod tests {
         async fn write(&self, _: &Write) -> Outcome {
             std::future::pending().await
         }
-    }
-
-    #[test]
-    fn a_key_that_is_none_is_named() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = file.path().to_str().unwrap();
-        let error = parse(&["--audit-journal", "d", "--audit-key-file", path]).unwrap().config("n").unwrap_err();
-        let text = format!("{error:#}");
-        assert!(text.contains(path) && text.contains("openssl genpkey"), "{text}");
     }
 }

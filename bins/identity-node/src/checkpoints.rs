@@ -4,18 +4,19 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use identity_broker::audit::journal::{Checkpoint, Item, Journal, Reader};
+use identity_broker::audit::journal::{Item, Journal, Reader};
 use identity_core::runtime::{
     checkpoints::{HashOf, Progress, Published, Publisher, run},
     source::Source,
 };
+use identity_process::{log_checkpoint, tell_checkpoints};
 use tokio::{
     sync::watch,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 /// How long the last checkpoint may take to leave when the daemon stops: one request.
 const LAST: Duration = Duration::from_secs(6);
@@ -63,8 +64,8 @@ impl CheckpointArgs {
             leaving.tasks.push(tokio::spawn(run(writes, published, interval, progress.clone())));
             leaving.progress = Some(progress);
         }
-        let saying = say(journal.checkpoints(), leaving.closed.clone(), move |checkpoint| {
-            line(checkpoint);
+        let telling = tell_checkpoints(journal.checkpoints(), leaving.closed.clone(), move |checkpoint| {
+            log_checkpoint(checkpoint);
             newest.send_replace(Some(Published {
                 journal: checkpoint.journal.clone(),
                 seq: checkpoint.head.seq,
@@ -73,7 +74,7 @@ impl CheckpointArgs {
                 key: checkpoint.key.clone(),
             }));
         });
-        leaving.tasks.push(tokio::spawn(saying));
+        leaving.tasks.push(tokio::spawn(telling));
         Ok(leaving)
     }
 }
@@ -92,28 +93,6 @@ impl Leaving {
             if timeout_at(end, task).await.is_err() {
                 warn!("the last checkpoint of the journal has not left this node");
             }
-        }
-    }
-}
-
-/// Says each checkpoint; when the journal is closed the last one, if it is new, and no more.
-async fn say(
-    mut checkpoints: watch::Receiver<Option<Checkpoint>>,
-    closed: CancellationToken,
-    mut tell: impl FnMut(&Checkpoint) + Send,
-) {
-    let mut told = None;
-    loop {
-        let more = closed.run_until_cancelled(checkpoints.changed()).await;
-        // Closed, or gone: what was not seen yet is the last.
-        let last = !matches!(more, Some(Ok(())));
-        let checkpoint = checkpoints.borrow_and_update().clone();
-        if checkpoint != told {
-            checkpoint.iter().for_each(&mut tell);
-            told = checkpoint;
-        }
-        if last {
-            return;
         }
     }
 }
@@ -138,17 +117,8 @@ fn hash_of(directory: &Path, seq: u64) -> Option<String> {
     }
 }
 
-fn line(checkpoint: &Checkpoint) {
-    info!(
-        target: "audit", journal = checkpoint.journal, seq = checkpoint.head.seq, head = %checkpoint.head.hash,
-        key = checkpoint.key, "checkpoint of the journal"
-    );
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use identity_broker::audit::journal::JournalConfig;
 
     use super::*;
@@ -158,21 +128,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let journal = Journal::open(JournalConfig::new(directory.path(), "n"), now).unwrap();
         (directory, journal)
-    }
-
-    #[tokio::test]
-    async fn the_last_checkpoint_is_said_before_the_daemon_ends() {
-        let (_directory, journal) = journal();
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let (closed, into) = (CancellationToken::new(), said.clone());
-        let tell = move |checkpoint: &Checkpoint| into.lock().unwrap().push(checkpoint.head.seq);
-        let saying = say(journal.checkpoints(), closed.clone(), tell);
-        // Nothing is said while it is closed: whoever says it gets no turn, as on a busy machine.
-        journal.close().await;
-        let last = journal.checkpoints().borrow().clone().expect("a checkpoint at the end").head.seq;
-        closed.cancel();
-        tokio::time::timeout(Duration::from_secs(10), saying).await.expect("it ends though the journal is held");
-        assert_eq!(said.lock().unwrap().last(), Some(&last));
     }
 
     #[tokio::test]

@@ -126,9 +126,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let manager = ManagerConfig { prefetch: args.tokens.prefetch.into(), ..ManagerConfig::default() };
     let tokens = Manager::new(azure, now, manager, metrics.clone());
     let (announcer, announcing) = Announcer::new(&source, &name, Arc::new(SystemClock), observer, shutdown.clone());
-    let on_audit_failure = args.tokens.audit_on_failure.into();
+    let on_audit_failure = args.tokens.audit_on_failure;
     let (audit, journal) = args.audit.open(&name, args.log.log_format, on_audit_failure).await?;
-    let every = args.audit.audit_checkpoint_interval;
+    let every = args.audit.journal.checkpoint_interval();
     let follow_checkpoints = |journal: &Arc<Journal>| args.audit.checkpoints.follow(journal, every, &source, &name);
     let leaving = journal.as_ref().map(follow_checkpoints).transpose()?;
     let writer = AuditEvents::new(&source, Arc::new(SystemClock));
@@ -146,7 +146,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     );
     let config = BrokerConfig {
         hold: args.tokens.hold,
-        on_audit_failure,
+        on_audit_failure: on_audit_failure.into(),
         node: name.clone(),
         limits: args.tokens.limits(),
         remote_parent: Some(remote_parent),

@@ -4,8 +4,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use identity_broker::audit::journal::{Journal, JournalConfig, JournalError, SigningKey};
+use identity_broker::{
+    OnAuditFailure,
+    audit::journal::{Checkpoint, Journal, JournalConfig, JournalError, SigningKey},
+};
 use jiff::SignedDuration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{VERSION, duration_within, now};
@@ -18,6 +23,15 @@ pub enum AuditFailure {
     Deny,
     /// It happens, and the failure is logged
     Allow,
+}
+
+impl From<AuditFailure> for OnAuditFailure {
+    fn from(choice: AuditFailure) -> Self {
+        match choice {
+            AuditFailure::Deny => Self::Deny,
+            AuditFailure::Allow => Self::Allow,
+        }
+    }
 }
 
 /// Where a tamper-evident journal is, and how it is kept.
@@ -57,6 +71,14 @@ pub struct JournalArgs {
     )]
     audit_sync_interval: Duration,
 
+    /// Whether a request may write its own record when nobody else writes (on a runtime of several threads, and with a sync
+    /// interval). `false`: a thread of the journal writes all, which costs more, and a disk that hangs holds up no other thread
+    #[arg(
+        long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, requires = "audit_journal",
+        env = "ENTRA_POD_IDENTITY_AUDIT_INLINE"
+    )]
+    audit_inline: bool,
+
     /// Ed25519 private key (PEM) that signs checkpoints of the journal; read when the process starts
     #[arg(long, value_name = "FILE", requires = "audit_journal", env = "ENTRA_POD_IDENTITY_AUDIT_KEY_FILE")]
     audit_key_file: Option<PathBuf>,
@@ -84,8 +106,12 @@ impl JournalArgs {
             Err(failed) => return Err(failed).context("--audit-journal"),
         };
         info!(directory = %journal.directory().display(), "audit journal");
-        say_checkpoints(&journal);
         Ok(Some(journal))
+    }
+
+    /// How often there is a checkpoint.
+    pub const fn checkpoint_interval(&self) -> Duration {
+        self.audit_checkpoint_interval
     }
 
     fn config(&self, writer: &str) -> anyhow::Result<Option<JournalConfig>> {
@@ -103,25 +129,40 @@ impl JournalArgs {
             sync_interval: self.audit_sync_interval,
             key: key.transpose()?,
             checkpoint_interval: self.audit_checkpoint_interval,
+            inline: self.audit_inline,
             ..JournalConfig::new(directory, writer)
         }))
     }
 }
 
-/// The log leaves the machine: what it says of the journal proves later that nothing up to there was cut off.
-fn say_checkpoints(journal: &Journal) {
-    let mut checkpoints = journal.checkpoints();
-    // It ends with the journal.
-    tokio::spawn(async move {
-        while checkpoints.changed().await.is_ok() {
-            if let Some(checkpoint) = &*checkpoints.borrow_and_update() {
-                info!(
-                    target: "audit", journal = checkpoint.journal, seq = checkpoint.head.seq, head = %checkpoint.head.hash,
-                    key = checkpoint.key, "checkpoint of the journal"
-                );
-            }
+/// Tells of each checkpoint of a journal; when that is `closed` of the last one, if it is new, and of no more.
+pub async fn tell_checkpoints(
+    mut checkpoints: watch::Receiver<Option<Checkpoint>>,
+    closed: CancellationToken,
+    mut tell: impl FnMut(&Checkpoint) + Send,
+) {
+    let mut told = None;
+    loop {
+        let more = closed.run_until_cancelled(checkpoints.changed()).await;
+        // Closed, or gone: what was not seen yet is the last.
+        let last = !matches!(more, Some(Ok(())));
+        let checkpoint = checkpoints.borrow_and_update().clone();
+        if checkpoint != told {
+            checkpoint.iter().for_each(&mut tell);
+            told = checkpoint;
         }
-    });
+        if last {
+            return;
+        }
+    }
+}
+
+/// A checkpoint as a line of the log. That leaves the machine, and proves later that nothing up to there was cut off.
+pub fn log_checkpoint(checkpoint: &Checkpoint) {
+    info!(
+        target: "audit", journal = checkpoint.journal, seq = checkpoint.head.seq, head = %checkpoint.head.hash,
+        key = checkpoint.key, "checkpoint of the journal"
+    );
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -174,6 +215,8 @@ mod tests {
             (&["--audit-sync-interval", "2m"], false),
             (&["--audit-sync-interval", "0s"], true),
             (&["--audit-checkpoint-interval", "500ms"], false),
+            (&["--audit-inline", "false"], true),
+            (&["--audit-inline", "perhaps"], false),
         ] {
             assert_eq!(parse(&[&["--audit-journal", "d"], flags].concat()).is_ok(), good, "{flags:?}");
         }
@@ -198,6 +241,23 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let key = file.path().to_str().unwrap();
         let error = parse(&["--audit-journal", "d", "--audit-key-file", key]).unwrap().config("n").unwrap_err();
-        assert!(format!("{error:#}").contains(key), "{error:#}");
+        let text = format!("{error:#}");
+        assert!(text.contains(key) && text.contains("openssl genpkey"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_last_checkpoint_is_told_before_the_process_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(JournalConfig::new(directory.path(), "n"), now).unwrap();
+        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (closed, into) = (CancellationToken::new(), told.clone());
+        let tell = move |checkpoint: &Checkpoint| into.lock().unwrap().push(checkpoint.head.seq);
+        let telling = tell_checkpoints(journal.checkpoints(), closed.clone(), tell);
+        // Nothing is told while it is closed: whoever tells gets no turn, as on a busy machine.
+        journal.close().await;
+        let last = journal.checkpoints().borrow().clone().expect("a checkpoint at the end").head.seq;
+        closed.cancel();
+        tokio::time::timeout(Duration::from_secs(10), telling).await.expect("it ends though the journal is held");
+        assert_eq!(told.lock().unwrap().last(), Some(&last));
     }
 }

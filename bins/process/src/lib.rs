@@ -38,7 +38,7 @@ mod upstream;
 
 pub use clock::{SystemClock, now};
 pub use duration::duration_within;
-pub use journal::{AuditFailure, JournalArgs};
+pub use journal::{AuditFailure, JournalArgs, log_checkpoint, tell_checkpoints};
 pub use logs::{Format, LogArgs};
 pub use metrics::RuntimeMetrics;
 pub use probe::{Missing, ProbeArgs, Probes};

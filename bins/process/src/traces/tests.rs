@@ -59,6 +59,8 @@ struct Taken {
 struct Collector {
     taken: Arc<Mutex<Taken>>,
     status: Arc<AtomicU16>,
+    /// So many more requests it is not there for.
+    away: Arc<AtomicU16>,
     rejects: i64,
 }
 
@@ -97,7 +99,10 @@ impl Collector {
     }
 
     fn take(&self, request: &Request<Bytes>) -> Response<Full<Bytes>> {
-        let status = self.status.load(Ordering::SeqCst);
+        let mut status = self.status.load(Ordering::SeqCst);
+        if self.away.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |away| away.checked_sub(1)).is_ok() {
+            status = 503;
+        }
         if status != 0 {
             let mut refused = Response::new(Full::default());
             *refused.status_mut() = StatusCode::from_u16(status).unwrap();
@@ -464,20 +469,18 @@ async fn a_collector_that_takes_nothing_changes_nothing_else() {
 
 #[tokio::test]
 async fn a_collector_that_is_away_for_a_moment_loses_nothing() {
-    let collector = Collector { status: Arc::new(AtomicU16::new(503)), ..Collector::default() };
+    let collector = Collector { away: Arc::new(AtomicU16::new(2)), ..Collector::default() };
     let endpoint = collector.start().await;
     let (sending, guard) = begin(&["--otlp-endpoint", &endpoint]);
     drop(tracing::debug_span!(target: "identity_broker", parent: None, "fetch"));
     drop(guard);
-    let back = collector.status.clone();
     let taken = async {
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        back.store(0, Ordering::SeqCst);
         while collector.all().spans.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(LIMIT, taken).await.unwrap();
+    assert_eq!(collector.away.load(Ordering::SeqCst), 0);
     sending.stop().await;
 }
 
